@@ -1,0 +1,106 @@
+"""What a checkpoint folder holds, and how Ray Train keeps and returns it.
+
+CHECKPOINT/
+  engine/       DeepSpeed's files: student, teacher, decoder, heads, centre; optimizer
+  state.json    step and samples consumed, the config, versions, store fingerprint
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from safetensors.torch import save_file
+
+from glmae_ray.config import PretrainConfig
+from glmae_ray.engine import Engine
+
+FOLDER = "checkpoints"  # in the run folder; Ray Train's name for the run
+_STATE = "state.json"
+
+
+def save(engine: Engine, *, state: dict[str, Any]) -> None:
+    """Hand a checkpoint to Ray Train, which registers it once every rank's part is there.
+
+    Collective. A run that dies in between is continued from the checkpoint before.
+
+    Args:
+        engine: What is saved.
+        state: JSON facts, among them `step`.
+    """
+    with tempfile.TemporaryDirectory(prefix="glmae-checkpoint-") as name:
+        folder = Path(name)
+        engine.save(folder)
+        if ray.train.get_context().get_world_rank() == 0:
+            (folder / _STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+        metrics = {"step": state["step"]}
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def latest_step(run: Path) -> int:
+    """Steps done at the newest registered checkpoint of a run; 0 where there is none."""
+    folder = run / FOLDER
+    if not (folder / "checkpoint_manager_snapshot.json").exists():
+        return 0
+    metrics = ray.train.Result.from_path(folder).metrics
+    return int(metrics["step"]) if metrics else 0
+
+
+def resume(engine: Engine) -> int:
+    """Load the newest registered checkpoint, if there is one; the steps it had done. Collective."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        engine.load(Path(folder))
+        return int(read_state(Path(folder))["step"])
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The JSON facts of a checkpoint folder."""
+    return json.loads((folder / _STATE).read_text(encoding="utf-8"))
+
+
+def export_encoder(engine: Engine, *, cfg: PretrainConfig, folder: Path, step: int) -> None:
+    """Write `encoder.safetensors` and `encoder.json`: portable weights and what they need.
+
+    Collective; rank 0 writes. Tensor names are timm's, as in the published GL-MAE encoder file.
+    """
+    with engine.whole_parameters():
+        if ray.train.get_context().get_world_rank() != 0:
+            return
+        weights = engine.module.encoder.state_dict()
+        tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    partial = folder / "encoder.safetensors.partial"
+    save_file({name: value.to(torch.float32) for name, value in tensors.items()}, partial)
+    partial.replace(folder / "encoder.safetensors")
+    text = json.dumps(encoder_facts(cfg, step=step), indent=2)
+    (folder / "encoder.json").write_text(text + "\n", encoding="utf-8")
+
+
+def encoder_facts(cfg: PretrainConfig, *, step: int) -> dict[str, Any]:
+    """What someone who loads the encoder has to know."""
+    model, views = cfg.model, cfg.views
+    grids = {
+        kind: [side // part for side, part in zip(size, model.patch, strict=True)]
+        for kind, size in (("global", views.global_size), ("local", views.local_size))
+    }
+    return {
+        "format": 1,
+        "step": step,
+        "width": model.width,
+        "depth": model.depth,
+        "heads": model.heads,
+        "channels": model.channels,
+        "patch": list(model.patch),
+        "grid": grids,
+        "positions": "fixed 3-D sin-cos, CLS zero, axes in the order Y, Z, X",
+        "window": {"CT": list(views.window), "other": "percentiles 0.5 and 99.5 of the case"},
+        "window_becomes": [0.0, 1.0],
+        "spacing_mm": "as acquired; each crop is resized to the view",
+        "axes": "(C, Z, Y, X) pointing to Superior, Anterior, Right",
+    }

@@ -1,0 +1,80 @@
+"""`glmae VERB [CONFIG.yaml] [key=value ...]`: parse the words, build the config, run the job."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import traceback
+from pathlib import Path
+
+from glmae_ray import __version__
+from glmae_ray.config import DemoConfig, IngestConfig, JobConfig, PretrainConfig, UserError
+from glmae_ray.config_loading import load
+
+VERBS: dict[str, tuple[type[JobConfig], str]] = {
+    "demo": (DemoConfig, "the whole path on phantom people, in minutes on 2 cores"),
+    "ingest": (IngestConfig, "scans (source=...) into a Zarr store (store=...)"),
+    "pretrain": (PretrainConfig, "a store into a pre-trained encoder; again to continue"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb.
+
+    Returns:
+        0 done; 2 the user can fix it (a line each on stderr); 1 anything else; 130 interrupted.
+    """
+    words = _parser().parse_args(argv)
+    kind, _ = VERBS[words.verb]
+    try:
+        cfg = load(kind, words.words)
+        if words.dry_run:
+            print(json.dumps(cfg.model_dump(mode="json"), indent=2))
+            return 0
+        # A job brings Ray and torch with it: seconds that --help and a typo should not cost.
+        importlib.import_module(f"glmae_ray.jobs.{words.verb}").run(cfg)
+    except UserError as error:
+        print(*(f"glmae {words.verb}: {line}" for line in error.lines), sep="\n", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"glmae {words.verb}: interrupted; the same command continues", file=sys.stderr)
+        return 130
+    except Exception as error:
+        print(_failure(words.verb, cfg, error), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="glmae",
+        description="Pre-train 3-D vision transformers on archives of CT and MR scans.",
+        epilog="Every field of a config can be given as key=value, sections with dots: "
+        "glmae pretrain configs/pretrain/base.yaml store=ct.zarr run=runs/a steps=2000",
+    )
+    parser.add_argument("--version", action="version", version=f"glmae-ray {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, (kind, what) in VERBS.items():
+        fields = ", ".join(kind.model_fields)
+        sub = verbs.add_parser(verb, help=what, description=what, epilog=f"fields: {fields}")
+        sub.add_argument("words", nargs="*", metavar="[CONFIG.yaml] key=value")
+        sub.add_argument("--dry-run", action="store_true", help="print the config and stop")
+    return parser
+
+
+def _failure(verb: str, cfg: JobConfig, error: Exception) -> str:
+    """One line for the screen; the whole story goes into the run folder where there is one."""
+    story = "".join(traceback.format_exception(error))
+    folder = Path(getattr(cfg, "run", ""))
+    if not getattr(cfg, "run", "") or not folder.is_dir():
+        return f"{story}glmae {verb}: failed: {error!r}"
+    log = folder / "error.log"
+    log.write_text(story, encoding="utf-8")
+    reason = str(error).strip().splitlines()
+    return f"glmae {verb}: failed: {reason[-1] if reason else error!r}\nrun: {folder}\nlog: {log}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

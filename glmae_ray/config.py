@@ -1,0 +1,342 @@
+"""Every run as one frozen, typed tree: sections, defaults, and the rules between fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+
+class UserError(Exception):
+    """Something the user can fix. One line each: what is wrong, the value, what would be right."""
+
+    def __init__(self, *lines: str) -> None:
+        """Keep the lines; the command line prints them and exits with code 2."""
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+class Problem(NamedTuple):
+    """A rule that is broken: the dotted fields it is about, and its one line."""
+
+    fields: tuple[str, ...]
+    line: str
+
+
+class BrokenRulesError(UserError):
+    """Fields that are each right by themselves and do not fit each other."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        """Keep the problems; their lines are what the user reads."""
+        super().__init__(*(problem.line for problem in problems))
+        self.problems = problems
+
+
+class Config(BaseModel):
+    """A frozen section: unknown keys are errors, numbers written as text (`1e-4`) are numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+
+def _same_on_every_axis(value: Any) -> Any:
+    return (value,) * 3 if isinstance(value, int) else value
+
+
+Size = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], BeforeValidator(_same_on_every_axis)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class ViewsConfig(Config):
+    """The views of one sample (METHOD: sizes verified; counts and crop shares are our decision)."""
+
+    global_count: PositiveInt = 2
+    local_count: PositiveInt = 8
+    global_size: Size = (160, 160, 160)
+    local_size: Size = (96, 96, 96)
+    # Crop as a share of each axis of the foreground box: lowest, highest.
+    global_scale: tuple[Share, Share] = (0.5, 1.0)
+    local_scale: tuple[Share, Share] = (0.25, 0.5)
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    # HU that become 0 and 1 in CT; other modalities use the case's 0.5 and 99.5 percentiles.
+    window: tuple[float, float] = (-1000.0, 1000.0)
+
+
+PRESETS: dict[str, dict[str, int]] = {
+    "tiny": dict(width=192, depth=6, heads=4, decoder_width=96, decoder_depth=2, decoder_heads=2,
+                 head_hidden=512, head_bottleneck=128, prototypes=512),
+    "small": dict(width=384, depth=12, heads=6, decoder_width=288, decoder_depth=4,
+                  decoder_heads=6, head_hidden=1024, head_bottleneck=256, prototypes=2048),
+    "base": dict(width=768, depth=12, heads=12, decoder_width=576, decoder_depth=8,
+                 decoder_heads=12, head_hidden=2048, head_bottleneck=256, prototypes=4096),
+    "large": dict(width=1056, depth=24, heads=12, decoder_width=576, decoder_depth=8,
+                  decoder_heads=12, head_hidden=2048, head_bottleneck=256, prototypes=4096),
+}  # fmt: skip
+
+
+class ModelConfig(Config):
+    """Encoder, decoder and projection head; a preset gives every number that is not stated."""
+
+    preset: Literal["tiny", "small", "base", "large"] = "base"
+    channels: PositiveInt = 1
+    patch: Size = (16, 16, 16)
+    width: PositiveInt
+    depth: PositiveInt
+    heads: PositiveInt
+    decoder_width: PositiveInt
+    decoder_depth: PositiveInt
+    decoder_heads: PositiveInt
+    head_hidden: PositiveInt
+    head_bottleneck: PositiveInt
+    prototypes: PositiveInt
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        preset = given.get("preset", "base")
+        return {**PRESETS.get(preset if isinstance(preset, str) else "", PRESETS["base"]), **given}
+
+
+class LossConfig(Config):
+    """Weights and temperatures of the four terms. A term of weight 0 is never computed."""
+
+    w_rl: NonNegativeFloat = 1.0  # reconstruction of local views
+    w_rg: NonNegativeFloat = 1.0  # reconstruction of global views
+    w_gg: NonNegativeFloat = 1.0  # global-to-global consistency
+    w_gl: NonNegativeFloat = 1.0  # global-to-local consistency
+    student_temperature: PositiveFloat = 0.1
+    teacher_temperature: tuple[PositiveFloat, PositiveFloat] = (0.04, 0.07)  # over the warm-up
+    teacher_momentum: Annotated[float, Field(ge=0, le=1)] = 0.996  # rises to 1 on a cosine
+    center_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether any consistency term is on, and with it teacher and heads."""
+        return self.w_gg > 0 or self.w_gl > 0
+
+    @property
+    def reconstructed(self) -> tuple[str, ...]:
+        """The kinds of view that a decoder rebuilds."""
+        return _on(**{"local": self.w_rl > 0, "global": self.w_rg > 0})
+
+    @property
+    def masked_kinds(self) -> tuple[str, ...]:
+        """The kinds of view that the student encodes."""
+        return _on(**{"local": self.w_rl + self.w_gl > 0, "global": self.w_rg + self.w_gg > 0})
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of view that are made; the teacher sees nothing but global ones."""
+        has_global = "global" in self.masked_kinds or self.uses_teacher
+        return _on(**{"local": "local" in self.masked_kinds, "global": has_global})
+
+
+def _on(**kinds: bool) -> tuple[str, ...]:
+    return tuple(kind for kind, used in kinds.items() if used)
+
+
+class OptimConfig(Config):
+    """AdamW on a linear warm-up and a cosine to 0."""
+
+    base_lr: PositiveFloat = 1.5e-4  # for 256 volumes a step; scaled linearly with global_batch
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    weight_decay: NonNegativeFloat = 0.05  # on matrices only
+    warmup_steps: NonNegativeInt | None = None  # None: 40 of 1600 parts of the run
+    clip: PositiveFloat = 1.0  # norm of the whole gradient
+
+
+class EngineConfig(Config):
+    """What DeepSpeed is asked for."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    precision: Literal["float32", "bf16", "fp16"] = "bf16"
+    micro_batch: PositiveInt | None = None  # samples per forward; None: the worker's whole share
+
+
+class ResourcesConfig(Config):
+    """What the training workers are given."""
+
+    workers: PositiveInt = 1
+    gpu: bool | None = None  # None: GPUs if the cluster has any
+    cpus_per_worker: PositiveFloat | None = None  # None: 1 beside a GPU, else 0.5
+
+
+class PipelineConfig(Config):
+    """How far Ray Data runs ahead of the training step."""
+
+    prefetch_batches: NonNegativeInt = 4
+
+
+class SaveConfig(Config):
+    """When a checkpoint is written, and how many stay."""
+
+    every_steps: PositiveInt = 500
+    keep: PositiveInt = 2
+
+
+class ValidationConfig(Config):
+    """The held-out reconstruction: fixed samples of the `val` split with fixed masks."""
+
+    every_steps: PositiveInt = 500
+    samples: PositiveInt = 16
+
+
+class LogConfig(Config):
+    """What is written while the run goes on."""
+
+    every_steps: PositiveInt = 10
+    tensorboard: bool = True
+    pictures: bool = True
+
+
+class RayConfig(Config):
+    """Which Ray: RAY_ADDRESS or `address` to join one, else one on this machine is started."""
+
+    address: str | None = None
+
+
+class JobConfig(Config):
+    """The root of one verb's tree."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Yield what is wrong between fields that are each right by themselves."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _keep_rules(self) -> JobConfig:
+        problems = list(self.rules())
+        if problems:
+            raise BrokenRulesError(problems)
+        return self
+
+
+class IngestConfig(JobConfig):
+    """`glmae ingest`: files, folders and nnU-Net data sets into a store."""
+
+    source: str
+    store: str
+    modality: str | None = None  # None: the data set's own word, else CT
+    splits: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.8, 0.1, 0.1)
+    levels: PositiveInt = 3
+    chunk: Size = (32, 32, 32)
+    ray: RayConfig = RayConfig()
+
+    def rules(self) -> Iterator[Problem]:
+        """The shares of train, val and test make one whole."""
+        if not math.isclose(sum(self.splits), 1.0, abs_tol=1e-6):
+            shares = list(self.splits)
+            yield Problem(("splits",), f"splits: {shares} sum to {sum(shares):g}, not 1")
+
+
+class PretrainConfig(JobConfig):
+    """`glmae pretrain`: a store into an encoder."""
+
+    store: str
+    run: str
+    seed: NonNegativeInt = 0
+    steps: PositiveInt
+    global_batch: PositiveInt
+    views: ViewsConfig = ViewsConfig()
+    model: ModelConfig = ModelConfig.model_validate({})
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    engine: EngineConfig = EngineConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    pipeline: PipelineConfig = PipelineConfig()
+    save: SaveConfig = SaveConfig()
+    validation: ValidationConfig = ValidationConfig()
+    log: LogConfig = LogConfig()
+    ray: RayConfig = RayConfig()
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate after linear scaling with the global batch."""
+        return self.optim.base_lr * self.global_batch / 256
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of linear warm-up; 40 of 1600 epochs where nothing is stated."""
+        stated = self.optim.warmup_steps
+        return max(1, round(self.steps * 40 / 1600)) if stated is None else stated
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples in one forward of one worker."""
+        return self.engine.micro_batch or self.global_batch // self.resources.workers
+
+    @property
+    def accumulation(self) -> int:
+        """Forwards of one worker in one optimizer step."""
+        return self.global_batch // (self.resources.workers * self.micro_batch)
+
+    def rules(self) -> Iterator[Problem]:
+        """Geometry, widths, loss weights and the batch have to fit each other."""
+        yield from self._view_rules()
+        yield from self._model_rules()
+        if not self.loss.kinds:
+            names = ("loss.w_rl", "loss.w_rg", "loss.w_gg", "loss.w_gl")
+            yield Problem(names, "loss: every weight is 0; at least one term has to be on")
+        workers, micro = self.resources.workers, self.engine.micro_batch or 1
+        if self.global_batch % (workers * micro):
+            fields = ("global_batch", "resources.workers", "engine.micro_batch")
+            parts = f"resources.workers {workers}"
+            if self.engine.micro_batch:
+                parts += f" times engine.micro_batch {micro}"
+            yield Problem(fields, f"global_batch: {self.global_batch} is not a multiple of {parts}")
+        if self.optim.warmup_steps is not None and self.optim.warmup_steps > self.steps:
+            line = f"optim.warmup_steps: {self.optim.warmup_steps} is more than steps {self.steps}"
+            yield Problem(("optim.warmup_steps", "steps"), line)
+
+    def _view_rules(self) -> Iterator[Problem]:
+        patch = self.model.patch
+        for name in ("global_size", "local_size"):
+            size = getattr(self.views, name)
+            fields = (f"views.{name}", "model.patch")
+            if any(side % part for side, part in zip(size, patch, strict=True)):
+                line = f"views.{name}: {size} is not a multiple of model.patch {patch}"
+                yield Problem(fields, line)
+            elif math.prod(size) < 2 * math.prod(patch):
+                line = f"views.{name}: {size} holds one patch {patch}; masking needs at least two"
+                yield Problem(fields, line)
+        for name in ("global_scale", "local_scale", "window"):
+            low, high = getattr(self.views, name)
+            if low > high or (name == "window" and low == high):
+                fields = (f"views.{name}",)
+                yield Problem(fields, f"views.{name}: {low:g} has to be below {high:g}")
+
+    def _model_rules(self) -> Iterator[Problem]:
+        model = self.model
+        for part in ("", "decoder_"):
+            width, heads = getattr(model, f"{part}width"), getattr(model, f"{part}heads")
+            fields = (f"model.{part}width", f"model.{part}heads")
+            if width % 6:
+                # Sine and cosine of three axes: six equal parts.
+                line = f"model.{part}width: {width} is not divisible by 6 (sin-cos of three axes)"
+                yield Problem(fields[:1], line)
+            if width % heads:
+                line = f"model.{part}width: {width} is not divisible by its {heads} heads"
+                yield Problem(fields, line)
+
+
+class DemoConfig(JobConfig):
+    """`glmae demo`: phantom people through the whole path."""
+
+    out: str = "glmae-demo"
+    only: Literal["phantoms"] | None = None
+    people: PositiveInt = 40
+    seed: NonNegativeInt = 0
+    pretrain: dict[str, Any] = {}  # fields of configs/pretrain/demo.yaml to change
+    ray: RayConfig = RayConfig()

@@ -1,0 +1,213 @@
+"""`glmae pretrain`: check what was asked, run the workers under Ray Train, sum up."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from glmae_ray.config import PretrainConfig, UserError
+from glmae_ray.jobs.ray_session import ray_session
+from glmae_ray.store.index import VolumeIndex
+from glmae_ray.store.zarr_store import VolumeStore
+from glmae_ray.tracking import progress, summarise
+
+# What may differ when a run is continued: none of it changes a sample or an update.
+_FREE = {"resources", "ray", "save", "log", "pipeline"}
+_PACKAGES = ("glmae-ray", "torch", "ray", "deepspeed", "zarr", "tensorstore", "pyarrow", "monai")
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """What each training worker is given by Ray."""
+
+    gpu: bool
+    cpus: float
+
+
+def run(cfg: PretrainConfig) -> None:
+    """Pre-train, or continue; prints the summary and where the run is.
+
+    Raises:
+        UserError: Store, run folder or cluster do not fit the config; nothing was written.
+    """
+    cfg = cfg.model_copy(update={"store": _absolute(cfg.store), "run": _absolute(cfg.run)})
+    folder = Path(cfg.run)
+    fingerprint = _check_store(cfg)
+    if _check_run(cfg, folder, fingerprint):
+        print(f"{folder}: has done its {cfg.steps} steps already")
+    else:
+        with ray_session(cfg.ray):
+            allotment = allot(cfg)
+            _write_facts(cfg, folder, fingerprint)
+            with progress(folder, steps=cfg.steps):
+                _fit(cfg, allotment)
+        _print_summary(summarise(folder))
+    print(f"run: {folder}")
+
+
+def allot(cfg: PretrainConfig) -> Allotment:
+    """Decide on GPUs and CPUs, and see that the cluster has them, for workers and readers.
+
+    Raises:
+        UserError: It can never give what the run asks for.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    cpus, gpus, workers = have.get("CPU", 0.0), have.get("GPU", 0.0), cfg.resources.workers
+    gpu = gpus > 0 if cfg.resources.gpu is None else cfg.resources.gpu
+    if gpu and workers > gpus:
+        raise UserError(f"resources.workers: {workers} need a GPU each; the cluster has {gpus:g}")
+    if not gpu and cfg.engine.precision == "fp16":
+        raise UserError("engine.precision: fp16 needs GPUs; use bf16 or float32 on CPUs")
+    each = cfg.resources.cpus_per_worker or (1.0 if gpu else 0.5)
+    if workers * each + 1 > cpus:
+        raise UserError(
+            f"resources.workers: {workers} at {each:g} CPU each and 1 CPU to make their views "
+            f"are {workers * each + 1:g} CPUs; the cluster has {cpus:g}"
+        )
+    return Allotment(gpu, each)
+
+
+def _absolute(path: str) -> str:
+    # Ray's workers run in another directory.
+    if "://" in path:
+        raise UserError(f"{path}: is a URL; store and run are local or shared folders so far")
+    return str(Path(path).expanduser().absolute())
+
+
+def _check_store(cfg: PretrainConfig) -> str:
+    """See that the store can feed the run; its fingerprint."""
+    VolumeStore.open(cfg.store)
+    index = VolumeIndex.read(cfg.store)
+    train, val = index.select(split="train"), index.select(split="val")
+    if len(train.rows) == 0:
+        raise UserError(f"store: {cfg.store} holds no case of the split train")
+    channels = sorted(set(index.rows["channels"].to_pylist()))
+    if channels != [cfg.model.channels]:
+        raise UserError(
+            f"model.channels: {cfg.model.channels}, but the store's cases have {channels}"
+        )
+    if len(val.rows) == 0 and cfg.loss.reconstructed:
+        print(f"{cfg.store}: no case of the split val, so no held-out reconstruction is measured")
+    return index.fingerprint()
+
+
+def _check_run(cfg: PretrainConfig, folder: Path, fingerprint: str) -> bool:
+    """See that the folder is new or of the same run; whether that run is complete."""
+    if not (folder / "config.json").exists():
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+            raise UserError(f"run: {folder} is not a run folder and not empty; name another")
+        return False
+    before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    now = cfg.model_dump(mode="json")
+    lines = [
+        f"{name}: {new!r}, but {folder} was started with {old!r}; name another run"
+        for name, old, new in _differences(before, now)
+        if name.split(".")[0] not in _FREE
+    ]
+    workers, old_workers = cfg.resources.workers, before["resources"]["workers"]
+    if cfg.engine.zero_stage > 0 and workers != old_workers:
+        lines.append(
+            f"resources.workers: {workers}, but the checkpoints of {folder} are ZeRO "
+            f"{cfg.engine.zero_stage} shards of {old_workers}; continue with {old_workers}"
+        )
+    facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    if facts["store_fingerprint"] != fingerprint:
+        lines.append(
+            f"store: {cfg.store} has changed since {folder} was started: its fingerprint was "
+            f"{facts['store_fingerprint'][:12]} and is {fingerprint[:12]}; name another run"
+        )
+    if lines:
+        raise UserError(*lines)
+    summary = folder / "summary.json"
+    return summary.exists() and json.loads(summary.read_text("utf-8"))["steps"] >= cfg.steps
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [(name, old, new)]
+    return [
+        difference
+        for key in sorted(old.keys() | new.keys())
+        for difference in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+    ]
+
+
+def _write_facts(cfg: PretrainConfig, folder: Path, fingerprint: str) -> None:
+    """config.json and environment.json: what runs, on what."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "store_fingerprint": fingerprint,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+    }
+    (folder / "environment.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    text = json.dumps(cfg.model_dump(mode="json"), indent=2)
+    (folder / "config.json").write_text(text + "\n", "utf-8")
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that runs; None for an installed wheel."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _fit(cfg: PretrainConfig, allotment: Allotment) -> None:
+    """Run the workers; the same storage path and name make Ray continue where it stopped."""
+    import ray.data
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from glmae_ray import checkpoint
+    from glmae_ray.jobs.pretrain_worker import train_worker
+    from glmae_ray.pipeline import sample_maker, train_dataset
+
+    maker = sample_maker(cfg, split="train", kinds=cfg.loss.kinds)
+
+    def remaining() -> ray.data.Dataset:
+        """Called at every start of the worker group: what the newest checkpoint has not used."""
+        return train_dataset(maker, cfg=cfg, start=checkpoint.latest_step(Path(cfg.run)))
+
+    options = ray.data.ExecutionOptions(preserve_order=True)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=cfg.model_dump(mode="json"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cfg.resources.workers,
+            use_gpu=allotment.gpu,
+            resources_per_worker={"CPU": allotment.cpus, "GPU": 1 if allotment.gpu else 0},
+        ),
+        run_config=ray.train.RunConfig(
+            storage_path=cfg.run,
+            name=checkpoint.FOLDER,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=cfg.save.keep),
+        ),
+        datasets={"train": remaining},
+        dataset_config=ray.train.DataConfig(execution_options=options),
+    )
+    trainer.fit()
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    print(
+        f"{summary['steps']} steps, {summary['samples']} samples in {summary['wall_s']:.0f} s "
+        f"({summary['samples_per_s']:.1f} samples/s, {summary['data_wait_share']:.0%} of the time "
+        f"waiting for data, peak memory {summary['peak_memory_bytes'] / 2**30:.1f} GiB)"
+    )
+    held_out = summary.get("val_reconstruction")
+    if held_out:
+        print(
+            f"held-out reconstruction: loss {held_out['first']:.4f} -> {held_out['last']:.4f} "
+            f"(predicting the mean: {held_out['trivial']:.4f}), r2 {held_out['r2']:.4f}"
+        )

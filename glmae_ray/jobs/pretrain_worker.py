@@ -1,0 +1,161 @@
+"""What each pre-training worker does: build, resume, train, log, validate, checkpoint."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from glmae_ray import checkpoint
+from glmae_ray.config import PretrainConfig
+from glmae_ray.engine import Engine
+from glmae_ray.loop import StepInfo, held_out_reconstruction, train_steps
+from glmae_ray.models.glmae import GLMAE
+from glmae_ray.pipeline import fixed_batches, rank_batches, sample_maker
+from glmae_ray.tracking import Record, RunLog
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Run one worker of a pre-training run to its end; Ray Train's `train_loop_per_worker`."""
+    cfg = PretrainConfig.model_validate(settings)
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    _share_cores(context.get_local_world_size())
+    torch.manual_seed(cfg.seed)  # the same first weights on every rank
+    module = GLMAE(model=cfg.model, views=cfg.views, loss=cfg.loss)
+    engine = Engine(module, cfg=cfg, device=device)
+    start = checkpoint.resume(engine)
+    sitting = _Sitting(cfg, engine, start=start)
+    shard = ray.train.get_dataset_shard("train")
+    batches = rank_batches(shard, cfg=cfg, start=start, rank=context.get_world_rank())
+    if start == 0:
+        sitting.validate(step=0)
+    for info in train_steps(engine, batches, cfg=cfg, start=start):
+        sitting.after_step(info)
+    checkpoint.export_encoder(engine, cfg=cfg, folder=Path(cfg.run), step=cfg.steps)
+
+
+class _Sitting:
+    """One worker's time between a start and an end of the run: what follows each step."""
+
+    def __init__(self, cfg: PretrainConfig, engine: Engine, *, start: int) -> None:
+        context = ray.train.get_context()
+        self._cfg, self._engine = cfg, engine
+        self._rank, self._workers = context.get_world_rank(), context.get_world_size()
+        self._held_out = self._make_held_out()
+        self._log: RunLog | None = None
+        if self._rank == 0:
+            self._log = RunLog(Path(cfg.run), step=start, tensorboard=cfg.log.tensorboard)
+        self._first_wait_s: float | None = None
+        self._interval: list[StepInfo] = []
+
+    def _make_held_out(self) -> list[dict[str, torch.Tensor]]:
+        cfg = self._cfg
+        if not cfg.loss.reconstructed:
+            return []
+        maker = sample_maker(cfg, split="val", kinds=cfg.loss.reconstructed)
+        if not maker.sources:
+            return []
+        samples = max(self._workers, cfg.validation.samples)
+        return fixed_batches(
+            maker,
+            samples=samples,
+            rank=self._rank,
+            workers=self._workers,
+            device=self._engine.device,
+        )
+
+    def after_step(self, info: StepInfo) -> None:
+        """Log, validate and checkpoint where it is due; every rank takes part."""
+        cfg, step = self._cfg, info.step
+        last = step == cfg.steps
+        self._interval.append(info)
+        if step % cfg.log.every_steps == 0 or last:
+            self._write_interval(info)
+        if step % cfg.validation.every_steps == 0 or last:
+            self.validate(step=step)
+        if step % cfg.save.every_steps == 0 or last:
+            began = time.perf_counter()
+            checkpoint.save(self._engine, state={"step": step, "samples": self._samples(step)})
+            self._write({"step": step, "aside_s": time.perf_counter() - began})
+
+    def validate(self, *, step: int) -> None:
+        """Measure the held-out reconstruction and paint the pictures."""
+        if not self._held_out:
+            return
+        began = time.perf_counter()
+        figures = held_out_reconstruction(self._engine, self._held_out)
+        if self._cfg.log.pictures:
+            self._paint(step)
+        aside_s = time.perf_counter() - began
+        record = {"step": step, "samples": self._samples(step), "aside_s": aside_s}
+        self._write(record | {"val_reconstruction": figures})
+
+    @torch.no_grad()
+    def _paint(self, step: int) -> None:
+        self._engine.train(False)
+        pictures = self._engine(self._held_out[0], task="picture")
+        self._engine.train(True)
+        for kind, picture in pictures.items():
+            panels = {
+                "original": picture.original,
+                "masked": picture.masked,
+                "reconstruction": picture.reconstructed,
+            }
+            # First sample, first view, first channel.
+            arrays = {title: volume[0, 0, 0].cpu().numpy() for title, volume in panels.items()}
+            if self._log is not None:
+                self._log.picture(kind, arrays, step=step)
+
+    def _write_interval(self, info: StepInfo) -> None:
+        """One record for the steps since the last: values of the newest step, times of all."""
+        gradient_norm = self._engine.gradient_norm()
+        steps, self._interval = self._interval, []
+        if self._log is None:
+            return
+        interval_s, wait_s = sum(s.step_s for s in steps), sum(s.wait_s for s in steps)
+        record: Record = {"step": info.step, "samples": self._samples(info.step)}
+        if self._first_wait_s is None:
+            # The first batch waits for Ray Data to start, which says nothing about its rate.
+            self._first_wait_s = steps[0].wait_s
+            record["first_batch_s"] = self._first_wait_s
+            interval_s, wait_s = interval_s - self._first_wait_s, wait_s - self._first_wait_s
+        samples = len(steps) * self._cfg.global_batch
+        record |= {name: value.item() for name, value in info.outputs.items()}
+        record |= info.schedule._asdict()
+        record |= {
+            "gradient_norm": gradient_norm,
+            "interval_steps": len(steps),
+            "interval_samples": samples,
+            "interval_s": interval_s,
+            "data_wait_s": wait_s,
+            "data_wait_share": wait_s / interval_s,
+            "samples_per_s": samples / interval_s,
+            "peak_memory_bytes": _peak_memory(self._engine.device),
+        }
+        self._log.write(record)
+
+    def _write(self, record: Record) -> None:
+        if self._log is not None:
+            self._log.write(record)
+
+    def _samples(self, step: int) -> int:
+        return step * self._cfg.global_batch
+
+
+def _share_cores(workers_here: int) -> None:
+    """Divide the machine's cores among its workers; Ray allows each as many as its CPUs."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers_here))
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Peak bytes of this worker: device memory on CUDA, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

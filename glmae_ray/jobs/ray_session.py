@@ -1,0 +1,47 @@
+"""Join the Ray that is named, or start one on this machine for as long as a job lasts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from glmae_ray.config import RayConfig, UserError
+
+
+@contextmanager
+def ray_session(cfg: RayConfig) -> Iterator[None]:
+    """Have Ray inside; a Ray that was already there stays, one that was started here stops.
+
+    Raises:
+        UserError: The named cluster does not answer.
+    """
+    # Hospital machines call nobody. Ray reads these when it is imported.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = cfg.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.WARNING)
+        else:
+            # Two logical CPUs at least: a trainer and its reader share even a single core.
+            cpus = max(2, os.cpu_count() or 1)
+            ray.init(
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+    except ConnectionError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"ray.address: {address} does not answer ({reason})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()

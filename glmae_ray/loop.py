@@ -1,0 +1,98 @@
+"""The training loop as a generator of steps, and the held-out reconstruction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glmae_ray.config import PretrainConfig
+from glmae_ray.engine import Engine
+from glmae_ray.optim import Schedule, schedule
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """One optimizer step.
+
+    Attributes:
+        step: Steps done, this one included.
+        outputs: The module's terms and monitors, mean over the worker's micro-batches; tensors
+            on the device, so that a step that is not logged never waits for it.
+        schedule: The scheduled values that the step used.
+        step_s: Seconds of the whole step, the wait for data included.
+        wait_s: Seconds of it that passed waiting for data.
+    """
+
+    step: int
+    outputs: Batch
+    schedule: Schedule
+    step_s: float
+    wait_s: float
+
+
+def train_steps(
+    engine: Engine, batches: Iterator[Batch], *, cfg: PretrainConfig, start: int = 0
+) -> Iterator[StepInfo]:
+    """Train from step `start` to the end of the run, one optimizer step an item.
+
+    Args:
+        engine: Holds the module; its state is that of step `start`.
+        batches: This worker's micro-batches, the first one that of step `start`.
+        cfg: The run.
+        start: Steps already done.
+    """
+    for step in range(start, cfg.steps):
+        values = schedule(step, cfg=cfg)
+        began, wait_s, parts = time.perf_counter(), 0.0, []
+        for _ in range(cfg.accumulation):
+            asked = time.perf_counter()
+            batch = next(batches)
+            wait_s += time.perf_counter() - asked
+            outputs = engine(batch, teacher_temperature=values.teacher_temperature)
+            engine.backward(outputs["loss"])
+            engine.step(lr=values.lr)
+            parts.append({name: value.detach() for name, value in outputs.items()})
+        engine.update_teacher(values.teacher_momentum)
+        means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        yield StepInfo(step + 1, means, values, time.perf_counter() - began, wait_s)
+
+
+@torch.no_grad()
+def held_out_reconstruction(engine: Engine, batches: Iterable[Batch]) -> dict[str, float]:
+    """Reconstruction of fixed views under fixed masks. Collective: equally many on every rank.
+
+    Args:
+        engine: Holds the module.
+        batches: This worker's share of the held-out samples.
+
+    Returns:
+        `loss` and `trivial`, the loss of predicting every patch's own mean, over all views and
+        per kind (`loss_local`, ...); r2 = 1 - loss / trivial, the share of the variance inside
+        hidden patches that the model explains.
+    """
+    engine.train(False)
+    parts = [engine(batch, task="held_out") for batch in batches]
+    engine.train(True)
+    sums = {kind: torch.stack([part[kind] for part in parts]).sum(0) for kind in parts[0]}
+    if torch.distributed.is_initialized():
+        for total in sums.values():
+            torch.distributed.all_reduce(total)
+    figures = _figures(torch.stack(list(sums.values())).sum(0), "")
+    for kind, total in sums.items():
+        figures |= _figures(total, f"_{kind}")
+    return figures
+
+
+def _figures(total: Tensor, suffix: str) -> dict[str, float]:
+    error, trivial, views = total.tolist()
+    return {
+        f"loss{suffix}": error / views,
+        f"trivial{suffix}": trivial / views,
+        f"r2{suffix}": 1 - error / trivial,
+    }

@@ -1,0 +1,179 @@
+"""A 3-D vision transformer that encodes only the patches it is shown.
+
+Letters: B views, C channels, ZYX voxels, N tokens, K kept tokens, M masked tokens, E embedding,
+P voxel values of a patch. Module names are timm's (`patch_embed.proj`, `blocks.0.attn.qkv`, ...),
+which are also those of the published GL-MAE encoder file.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Grid = tuple[int, int, int]
+
+
+def patchify(volumes_BCZYX: Tensor, patch: Grid) -> Tensor:
+    """Cut volumes into patches, (B, N, P); P runs over C, z, y, x as in a Conv3d weight."""
+    b, c, *sides = volumes_BCZYX.shape
+    (z, y, x), (pz, py, px) = patch_grid(sides, patch), patch
+    cut = volumes_BCZYX.reshape(b, c, z, pz, y, py, x, px)
+    return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, z * y * x, c * pz * py * px)
+
+
+def unpatchify(patches_BNP: Tensor, *, grid: Grid, patch: Grid) -> Tensor:
+    """Put patches back together, (B, C, Z, Y, X): the inverse of `patchify`."""
+    b, (z, y, x), (pz, py, px) = patches_BNP.shape[0], grid, patch
+    cut = patches_BNP.reshape(b, z, y, x, -1, pz, py, px).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return cut.reshape(b, -1, z * pz, y * py, x * px)
+
+
+def patch_grid(sides: Grid | list[int], patch: Grid) -> Grid:
+    """Patches along Z, Y and X."""
+    z, y, x = (side // part for side, part in zip(sides, patch, strict=True))
+    return z, y, x
+
+
+@functools.lru_cache(maxsize=32)
+def sincos_positions(grid: Grid, width: int, temperature: float = 10000.0) -> Tensor:
+    """Fixed 3-D sine-cosine positions, (1 + N, width) float32; the first row, CLS, is zero.
+
+    Per axis `width / 6` frequencies temperature^(-i / (width / 6)), sines before cosines, axes
+    in the order Y, Z, X: the layout of MONAI's `build_sincos_position_embedding`.
+    """
+    frequencies = temperature ** -(torch.arange(width // 6).float() / (width // 6))
+    z, y, x = torch.meshgrid(*(torch.arange(side).float() for side in grid), indexing="ij")
+    waves = []
+    for axis in (y, z, x):
+        angles = axis.reshape(-1, 1) * frequencies
+        waves += [angles.sin(), angles.cos()]
+    positions = torch.cat(waves, dim=1)
+    return torch.cat([torch.zeros(1, width), positions])
+
+
+def gather_tokens(tokens_BNE: Tensor, index_BK: Tensor) -> Tensor:
+    """Pick tokens (or patches) by number, (B, K, E)."""
+    return tokens_BNE.gather(1, index_BK.unsqueeze(-1).expand(-1, -1, tokens_BNE.shape[-1]))
+
+
+class PatchProjection(nn.Conv3d):
+    """The Conv3d patch embedding, applied as a product to patches that are already cut out."""
+
+    def forward(self, patches_BKP: Tensor) -> Tensor:
+        """Embed patches, (B, K, E)."""
+        return F.linear(patches_BKP, self.weight.flatten(1), self.bias)
+
+
+class PatchEmbed(nn.Module):
+    """Holds the projection under timm's name."""
+
+    def __init__(self, *, channels: int, patch: Grid, width: int) -> None:
+        """Build a projection of `channels` x `patch` voxels to `width`."""
+        super().__init__()
+        self.proj = PatchProjection(channels, width, kernel_size=patch, stride=patch)
+
+    def forward(self, patches_BKP: Tensor) -> Tensor:
+        """Embed patches, (B, K, E)."""
+        return self.proj(patches_BKP)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention through torch's fused kernels."""
+
+    def __init__(self, width: int, *, heads: int) -> None:
+        """Split `width` over `heads`."""
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BNE: Tensor) -> Tensor:
+        """Mix tokens, (B, N, E)."""
+        b, n, e = x_BNE.shape
+        heads_3BHND = self.qkv(x_BNE).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = heads_3BHND.unbind(0)
+        mixed_BHND = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed_BHND.transpose(1, 2).reshape(b, n, e))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, width: int, *, hidden: int) -> None:
+        """Expand `width` to `hidden` and back."""
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform each token, (..., E)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: LayerNorm eps 1e-6, MLP ratio 4, qkv bias."""
+
+    def __init__(self, width: int, *, heads: int) -> None:
+        """Build attention and MLP of one width."""
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads=heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, hidden=4 * width)
+
+    def forward(self, x_BNE: Tensor) -> Tensor:
+        """Transform tokens, (B, N, E)."""
+        x_BNE = x_BNE + self.attn(self.norm1(x_BNE))
+        return x_BNE + self.mlp(self.norm2(x_BNE))
+
+
+class Encoder(nn.Module):
+    """3-D ViT with a learned CLS token and fixed sin-cos positions for whatever grid it meets."""
+
+    def __init__(self, *, channels: int, patch: Grid, width: int, depth: int, heads: int) -> None:
+        """Build `depth` blocks; weights start as in MAE's public code (Xavier uniform)."""
+        super().__init__()
+        self.patch = patch
+        self.patch_embed = PatchEmbed(channels=channels, patch=patch, width=width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = nn.ModuleList(Block(width, heads=heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        initialise(self)
+        nn.init.normal_(self.cls_token, std=0.02)
+
+    def forward(self, patches_BKP: Tensor, *, grid: Grid, kept_BK: Tensor | None = None) -> Tensor:
+        """Encode patches, (B, 1 + K, E), CLS first.
+
+        Args:
+            patches_BKP: The visible patches only.
+            grid: Patches along Z, Y, X of the whole view.
+            kept_BK: Which of the N patches of the view these are; None: all, in order.
+        """
+        x = self.patch_embed(patches_BKP)
+        positions = sincos_positions(grid, x.shape[-1]).to(x.device)
+        if kept_BK is None:
+            x = x + positions[1:]
+        else:
+            x = x + positions[1:][kept_BK]
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+def initialise(module: nn.Module) -> None:
+    """Xavier-uniform matrices (the patch projection seen as one) and zero biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | PatchProjection):
+            nn.init.xavier_uniform_(part.weight.flatten(1))
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of weights, frozen ones included."""
+    return sum(math.prod(p.shape) for p in module.parameters())

@@ -1,0 +1,58 @@
+"""Parameter groups, and the schedules of learning rate, teacher momentum and temperature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from glmae_ray.config import PretrainConfig
+
+
+class Schedule(NamedTuple):
+    """The scheduled values of one optimizer step."""
+
+    lr: float
+    teacher_momentum: float
+    teacher_temperature: float
+
+
+def schedule(step: int, *, cfg: PretrainConfig) -> Schedule:
+    """Values for step number `step` (0 is the first): linear warm-up, then cosines.
+
+    The learning rate ends at 0, the teacher's momentum at 1; the teacher's temperature rises
+    over the warm-up and stays.
+    """
+    warmup = cfg.warmup_steps
+    if step < warmup:
+        lr = cfg.lr * (step + 1) / warmup
+    else:
+        lr = cfg.lr * _half_cosine((step - warmup) / max(1, cfg.steps - warmup))
+    momentum = 1 - (1 - cfg.loss.teacher_momentum) * _half_cosine(step / cfg.steps)
+    cold, warm = cfg.loss.teacher_temperature
+    temperature = cold + (warm - cold) * min(1.0, step / max(1, warmup))
+    return Schedule(lr, momentum, temperature)
+
+
+def _half_cosine(progress: float) -> float:
+    """From 1 at progress 0 to 0 at progress 1."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Two groups: matrices decay; biases, norms and the learned tokens do not."""
+    decayed, free = [], []
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        is_matrix = name.endswith("weight") and parameter.ndim > 1
+        (decayed if is_matrix else free).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

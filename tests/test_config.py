@@ -1,0 +1,169 @@
+"""The config tree, its loading, and the command line that uses both."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from glmae_ray.cli import VERBS, main
+from glmae_ray.config import PRESETS, IngestConfig, LossConfig, PretrainConfig, UserError
+from glmae_ray.config_loading import load
+from tests.conftest import tiny_config
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*/*.yaml"))
+
+
+def mistakes(*words: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load(PretrainConfig, ["store=s", "run=r", "steps=10", "global_batch=8", *words])
+    return list(caught.value.lines)
+
+
+def test_a_word_overrides_the_file_and_a_later_word_the_earlier(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("steps: 5\nglobal_batch: 2\noptim: {base_lr: 1e-4}\n")
+    cfg = load(PretrainConfig, [str(path), "store=s", "run=007", "steps=6", "steps=7"])
+    assert (cfg.steps, cfg.global_batch, cfg.run) == (7, 2, "007")
+    assert cfg.optim.base_lr == 1e-4  # PyYAML reads this as text
+
+
+def test_every_mistake_is_told_at_once_with_its_path_and_value():
+    lines = mistakes(
+        "views.globl_size=3", "views.local_size=50", "model.width=100", "seed=x", "typo"
+    )
+    assert len(lines) == 6
+    assert any("typo" in line and "key=value" in line for line in lines)
+    assert any(line.startswith("views.globl_size: unknown key") for line in lines)
+    assert any("did you mean global_size" in line for line in lines)
+    assert any(line.startswith("seed: 'x'") for line in lines)
+    assert "views.local_size: (50, 50, 50) is not a multiple of model.patch (16, 16, 16)" in lines
+    assert any(line.startswith("model.width: 100 is not divisible by 6") for line in lines)
+
+
+def test_a_rule_about_a_field_that_is_wrong_itself_stays_silent():
+    lines = mistakes("model.patch=[a,b,8]", "views.local_size=40")
+    assert len(lines) == 1
+    assert lines[0].startswith("model.patch: 'a'")
+
+
+def test_missing_fields_are_named_and_the_rules_between_the_others_speak():
+    with pytest.raises(UserError) as caught:
+        load(PretrainConfig, ["store=s", "views.local_scale=[0.5,0.2]"])
+    text = str(caught.value)
+    for name in ("run", "steps", "global_batch"):
+        assert f"{name}: is missing" in text
+    assert "views.local_scale: 0.5 has to be below 0.2" in text
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("resources.workers=3", "global_batch: 8 is not a multiple of resources.workers 3"),
+        ("engine.micro_batch=3", "times engine.micro_batch 3"),
+        ("views.local_size=16", "holds one patch"),
+        ("loss={w_rl: 0, w_rg: 0, w_gg: 0, w_gl: 0}", "every weight is 0"),
+        ("optim.warmup_steps=11", "is more than steps 10"),
+        ("engine.precision=int8", "'float32', 'bf16' or 'fp16'"),
+        ("steps.more=1", "steps.more: steps is not a section"),
+        ("views=3", "views: 3 is wrong"),
+    ],
+)
+def test_fields_that_do_not_fit_each_other_are_one_clear_line(word, line):
+    lines = mistakes(word)
+    assert len(lines) == 1
+    assert line in lines[0]
+
+
+def test_a_config_file_that_cannot_be_read_is_named(tmp_path):
+    broken, listing = tmp_path / "broken.yaml", tmp_path / "list.yaml"
+    broken.write_text("a: [")
+    listing.write_text("- a")
+    for path, why in ((tmp_path / "no.yaml", "No such file"), (broken, "not YAML"), (listing, "list")):
+        with pytest.raises(UserError, match=why) as caught:
+            load(PretrainConfig, [str(path)])
+        assert str(path) in str(caught.value)
+
+
+def test_a_preset_fills_what_is_not_stated():
+    cfg = tiny_config()
+    assert cfg.model.width == 24
+    for name, numbers in PRESETS.items():
+        model = load(PretrainConfig, ["store=s", "run=r", "steps=1", "global_batch=1",
+                                      f"model.preset={name}", "model.depth=1"]).model  # fmt: skip
+        assert model.model_dump().items() >= (numbers | {"depth": 1}).items()
+
+
+def test_batch_arithmetic_follows_from_the_global_batch():
+    cfg = tiny_config("global_batch=24", "resources.workers=3", "engine.micro_batch=2")
+    assert (cfg.micro_batch, cfg.accumulation) == (2, 4)
+    assert tiny_config("global_batch=24", "resources.workers=3").micro_batch == 8
+    assert tiny_config("global_batch=512").lr == pytest.approx(2 * 1.5e-4)
+    assert tiny_config("steps=1600").warmup_steps == 40
+
+
+def test_an_ablation_uses_only_what_its_weights_ask_for():
+    local_mae = LossConfig(w_rg=0, w_gg=0, w_gl=0)
+    assert (local_mae.kinds, local_mae.uses_teacher) == (("local",), False)
+    local_to_teacher = LossConfig(w_rl=0, w_rg=0, w_gg=0)
+    assert local_to_teacher.kinds == ("local", "global")
+    assert local_to_teacher.masked_kinds == ("local",)
+    assert local_to_teacher.reconstructed == ()
+
+
+def test_split_shares_have_to_sum_to_one():
+    with pytest.raises(UserError, match="sum to 1.1, not 1"):
+        load(IngestConfig, ["source=a", "store=b", "splits=[0.9,0.1,0.1]"])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_shipped_config_loads_and_opens_with_its_command(path):
+    kind, _ = VERBS[path.parent.name]
+    required = {"store": "s", "run": "r", "source": "x"}.items()
+    words = [f"{key}={value}" for key, value in required if key in kind.model_fields]
+    load(kind, [str(path), *words])
+    first, *rest = path.read_text().splitlines()
+    assert first.startswith("#")
+    assert f"configs/{path.parent.name}/{path.name}" in first
+    assert len(rest) < 40
+
+
+def test_dry_run_prints_the_resolved_config_and_does_nothing(tmp_path, capsys):
+    words = ["pretrain", "--dry-run", f"store={tmp_path}/s", "run=r", "steps=3", "global_batch=2"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed)["model"]["width"] == 768
+    assert PretrainConfig.model_validate(yaml.safe_load(printed)).steps == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_exit_with_2_and_name_the_verb(capsys):
+    assert main(["pretrain", "store=s"]) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert all(line.startswith("glmae pretrain: ") for line in streams.err.splitlines())
+
+
+def test_help_and_mistakes_answer_within_half_a_second_and_without_torch():
+    for words in (["--help"], ["pretrain", "no=1"]):
+        code = (
+            "import sys; from glmae_ray.cli import main\n"
+            "try: main(sys.argv[1:])\n"
+            "except SystemExit: pass\n"
+            "heavy = {'torch', 'ray', 'zarr', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+            "assert not heavy, heavy\n"
+        )
+        # The bound is on a machine with nothing else to do, so the best of three counts.
+        best = min(_seconds([sys.executable, "-c", code, *words]) for _ in range(3))
+        assert best < 0.5
+
+
+def _seconds(command: list[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - began
