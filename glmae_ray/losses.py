@@ -24,6 +24,11 @@ class PatchStatistics(NamedTuple):
     deviation: Tensor
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Lift what autocast computed in 16 bits; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def standardise(patches: Tensor) -> tuple[Tensor, PatchStatistics]:
     """Give each patch mean 0 and variance 1: x = (v - mean) / sqrt(variance + 1e-6).
 
@@ -42,17 +47,17 @@ def reconstruction_loss(predicted_BMP: Tensor, target_BMP: Tensor) -> Tensor:
         predicted_BMP: The decoder's output for the masked patches.
         target_BMP: Their standardised voxels.
     """
-    return (predicted_BMP.float() - target_BMP).square().mean(dim=(1, 2))
+    return (at_least_float32(predicted_BMP) - target_BMP).square().mean(dim=(1, 2))
 
 
 def teacher_probabilities(logits_BVK: Tensor, center_K: Tensor, temperature: float) -> Tensor:
     """Centred and sharpened softmax of the teacher's head, (B, V, K) float32."""
-    return F.softmax((logits_BVK.float() - center_K) / temperature, dim=-1)
+    return F.softmax((at_least_float32(logits_BVK) - center_K) / temperature, dim=-1)
 
 
 def student_log_probabilities(logits_BSK: Tensor, temperature: float) -> Tensor:
     """Log-softmax of the student's head, (B, S, K) float32."""
-    return F.log_softmax(logits_BSK.float() / temperature, dim=-1)
+    return F.log_softmax(at_least_float32(logits_BSK) / temperature, dim=-1)
 
 
 def same_view_cross_entropy(teacher_BVK: Tensor, student_BVK: Tensor) -> Tensor:

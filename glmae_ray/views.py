@@ -90,7 +90,7 @@ def axis_taps(box: np.ndarray, factor: int, length: int, outputs: int) -> Taps:
     """Weights of a linear resize along one axis, widened to a triangle filter when shrinking.
 
     Output voxel centres divide the box evenly (torch's `align_corners=False`); voxels just
-    outside the box take part, and the edge of the volume repeats.
+    outside the box take part, what lies outside the volume has no weight.
 
     Args:
         box: Start and stop in level-0 voxels.
@@ -104,8 +104,10 @@ def axis_taps(box: np.ndarray, factor: int, length: int, outputs: int) -> Taps:
     first = np.floor(centre - reach).astype(np.int64) + 1
     index = first[:, None] + np.arange(int(np.ceil(2 * reach)))
     weight = np.maximum(0.0, 1 - np.abs(index - centre[:, None]) / reach)
+    last = -(-length // factor) - 1
+    weight[(index < 0) | (index > last)] = 0.0
     weight /= weight.sum(axis=1, keepdims=True)
-    index = index.clip(0, -(-length // factor) - 1)
+    index = index.clip(0, last)
     start, stop = int(index.min()), int(index.max()) + 1
     return Taps(start, stop, index - start, weight.astype(np.float32))
 

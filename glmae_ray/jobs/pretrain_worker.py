@@ -83,7 +83,7 @@ class _Sitting:
         if step % cfg.save.every_steps == 0 or last:
             began = time.perf_counter()
             checkpoint.save(self._engine, state={"step": step, "samples": self._samples(step)})
-            self._write({"step": step, "aside_s": time.perf_counter() - began})
+            self._write_aside(step, began, {})
 
     def validate(self, *, step: int) -> None:
         """Measure the held-out reconstruction and paint the pictures."""
@@ -93,9 +93,7 @@ class _Sitting:
         figures = held_out_reconstruction(self._engine, self._held_out)
         if self._cfg.log.pictures:
             self._paint(step)
-        aside_s = time.perf_counter() - began
-        record = {"step": step, "samples": self._samples(step), "aside_s": aside_s}
-        self._write(record | {"val_reconstruction": figures})
+        self._write_aside(step, began, {"val_reconstruction": figures})
 
     @torch.no_grad()
     def _paint(self, step: int) -> None:
@@ -141,9 +139,11 @@ class _Sitting:
         }
         self._log.write(record)
 
-    def _write(self, record: Record) -> None:
+    def _write_aside(self, step: int, began: float, record: Record) -> None:
+        """A record of what was done beside training, and how long it took."""
+        aside = {"step": step, "samples": self._samples(step)} | record
         if self._log is not None:
-            self._log.write(record)
+            self._log.write(aside | {"aside_s": time.perf_counter() - began})
 
     def _samples(self, step: int) -> int:
         return step * self._cfg.global_batch

@@ -87,7 +87,7 @@ class ProjectionHead(nn.Module):
 
     def forward(self, cls: Tensor) -> Tensor:
         """Map CLS features (..., E) to logits (..., prototypes), each within [-1, 1]."""
-        return self.prototypes(F.normalize(self.mlp(cls).float(), dim=-1))
+        return self.prototypes(F.normalize(losses.at_least_float32(self.mlp(cls)), dim=-1))
 
 
 class Prototypes(nn.Linear):
@@ -127,6 +127,7 @@ class GLMAE(nn.Module):
     """
 
     center: Tensor
+    center_started: Tensor
     teacher_sum: Tensor
     teacher_views: Tensor
 
@@ -149,6 +150,7 @@ class GLMAE(nn.Module):
             self.teacher_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
             self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
             self.register_buffer("center", torch.zeros(model.prototypes))
+            self.register_buffer("center_started", torch.zeros(()))
             self.register_buffer("teacher_sum", torch.zeros(model.prototypes), persistent=False)
             self.register_buffer("teacher_views", torch.zeros(()), persistent=False)
 
@@ -193,7 +195,8 @@ class GLMAE(nn.Module):
 
     def _masked(self, batch: Batch, kind: str) -> MaskedViews:
         """Window, cut and mask the views of one kind."""
-        volumes, (low, high) = batch[kind].float(), batch["window"].unbind(dim=1)
+        volumes = batch[kind].to(self.encoder.cls_token.dtype)
+        low, high = batch["window"].unbind(dim=1)
         samples, per_sample = volumes.shape[:2]
         shape = (-1, 1, 1, 1, 1, 1)
         unit = ((volumes - low.reshape(shape)) / (high - low).reshape(shape)).clamp(0, 1)
@@ -260,7 +263,11 @@ class GLMAE(nn.Module):
         total = torch.cat([self.teacher_sum, self.teacher_views[None]])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
-        self.center.lerp_(total[:-1] / total[-1], 1 - self.loss.center_momentum)
+        # From 0 the centre would lag behind what all outputs share, and a sharp teacher would
+        # take that for an answer; so the first step's mean replaces it.
+        weight = 1 - self.loss.center_momentum * self.center_started
+        self.center.lerp_(total[:-1] / total[-1], weight)
+        self.center_started.fill_(1)
         self.teacher_sum.zero_()
         self.teacher_views.zero_()
 
@@ -284,7 +291,7 @@ class GLMAE(nn.Module):
         """De-normalise each predicted patch with its own mean and deviation, and put it back."""
         hidden = gather_tokens(views.patches_BNP, views.hidden_BM)
         _, statistics = losses.standardise(hidden)
-        predicted = self._decode(self._encode(views), views).float()
+        predicted = losses.at_least_float32(self._decode(self._encode(views), views))
         restored = predicted * statistics.deviation + statistics.mean
         where = views.hidden_BM.unsqueeze(-1).expand_as(hidden)
         originals = views.patches_BNP

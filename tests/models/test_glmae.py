@@ -1,0 +1,243 @@
+"""GLMAE: terms, gradient flow, teacher, centre, pictures, and parts that a config leaves out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from glmae_ray.config import PretrainConfig
+from glmae_ray.models.glmae import GLMAE, Prototypes
+from tests.conftest import tiny_config
+
+ONLY_LOCAL = ("loss.w_rg=0", "loss.w_gg=0", "loss.w_gl=0")
+
+
+def build(*words: str) -> tuple[PretrainConfig, GLMAE]:
+    cfg = tiny_config(*words)
+    torch.manual_seed(0)
+    return cfg, GLMAE(model=cfg.model, views=cfg.views, loss=cfg.loss)
+
+
+def make_batch(cfg: PretrainConfig, samples: int = 3) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    batch = {"window": torch.tensor([[-1000.0, 1000.0]] * samples)}
+    for kind in ("global", "local"):
+        views = getattr(cfg.views, f"{kind}_count")
+        shape = (samples, views, cfg.model.channels, *getattr(cfg.views, f"{kind}_size"))
+        batch[kind] = torch.randint(-1200, 1200, shape, generator=generator).short()
+        batch[f"{kind}_seeds"] = torch.randint(0, 2**62, (samples, views), generator=generator)
+    return batch
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_loss_is_the_weighted_sum_of_four_terms(channels, samples):
+    weights = ("loss.w_rl=2", "loss.w_rg=3", "loss.w_gg=0.5", "loss.w_gl=0.25")
+    cfg, module = build(f"model.channels={channels}", *weights)
+    outputs = module(make_batch(cfg, samples))
+    expected = sum(
+        weight * outputs[f"loss_{name}"]
+        for name, weight in (("rl", 2), ("rg", 3), ("gg", 0.5), ("gl", 0.25))
+    )
+    torch.testing.assert_close(outputs["loss"], expected)
+    parts = sum(outputs[f"weighted_{name}"] for name in ("rl", "rg", "gg", "gl"))
+    torch.testing.assert_close(outputs["loss"], parts)
+
+
+def test_consistency_terms_equal_plain_numpy_in_float64():
+    cfg, module = build()
+    module = module.double()
+    module.center.uniform_(-0.5, 0.5)
+    seen: dict[str, list[np.ndarray]] = {"head": [], "teacher_head": []}
+    for name, calls in seen.items():
+        part = module.get_submodule(name)
+        part.register_forward_hook(lambda *a, calls=calls: calls.append(a[2].detach().numpy()))
+    batch = make_batch(cfg)
+    outputs = module(batch, teacher_temperature=0.05)
+    teacher = seen["teacher_head"][0].reshape(3, 2, -1)
+    student = {logits.shape[1]: logits for logits in seen["head"]}  # by number of views
+    target = softmax((teacher - module.center.numpy()) / 0.05)
+    log_student = {views: np.log(softmax(z / 0.1)) for views, z in student.items()}
+    gg = np.mean([-(target[b, i] * log_student[2][b, i]).sum() for b in range(3) for i in range(2)])
+    gl = np.mean(
+        [
+            -(target[b, i] * log_student[3][b, j]).sum()
+            for b in range(3)
+            for i in range(2)
+            for j in range(3)
+        ]
+    )
+    assert outputs["loss_gg"].item() == pytest.approx(gg, rel=1e-10)
+    assert outputs["loss_gl"].item() == pytest.approx(gl, rel=1e-10)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def test_reconstruction_loss_counts_masked_patches_only_and_ignores_their_pixels_as_input():
+    cfg, module = build(*ONLY_LOCAL)
+    batch = make_batch(cfg)
+    views = module._masked(batch, "local")
+    z = module._encode(views)
+    patches = views.patches_BNP.clone()
+    where = views.hidden_BM.unsqueeze(-1).expand(-1, -1, patches.shape[-1])
+    changed = views._replace(patches_BNP=patches.scatter(1, where, 0.123))
+    assert torch.equal(module._encode(changed), z)
+    hidden = patches.gather(1, where)
+    target = (hidden - hidden.mean(-1, keepdim=True)) / (
+        hidden.var(-1, keepdim=True, correction=0) + 1e-6
+    ).sqrt()
+    expected = (module._decode(z, views) - target).square().mean()
+    torch.testing.assert_close(module(batch)["loss_rl"], expected.detach())
+
+
+def test_every_trainable_weight_gets_a_gradient_and_the_teacher_none():
+    cfg, module = build()
+    module(make_batch(cfg))["loss"].backward()
+    trainable = {name for name, p in module.named_parameters() if p.requires_grad}
+    touched = {name for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
+    assert touched == trainable
+    assert not any(name.startswith("teacher") for name in trainable)
+    assert any(name.startswith("teacher") for name, _ in module.named_parameters())
+
+
+def test_gradients_equal_finite_differences_in_float64():
+    cfg, module = build("model.depth=1", "views.global_count=1", "views.local_count=1")
+    module = module.double()
+    batch = make_batch(cfg, 1)
+    weight = module.decoder.predict.bias
+    query = module.encoder.blocks[0].attn.qkv.weight
+
+    def loss() -> torch.Tensor:
+        return module(batch)["loss"]
+
+    loss().backward()
+    for parameter, index in ((weight, (3,)), (query, (5, 7)), (module.encoder.cls_token, (0, 0, 2))):
+        step = 1e-6
+        with torch.no_grad():
+            parameter[index] += step
+            above = loss()
+            parameter[index] -= 2 * step
+            below = loss()
+            parameter[index] += step
+        assert parameter.grad is not None
+        assert ((above - below) / (2 * step)).item() == pytest.approx(
+            parameter.grad[index].item(), rel=1e-5, abs=1e-10
+        )
+
+
+def test_local_only_mae_builds_and_runs_nothing_else():
+    cfg, module = build(*ONLY_LOCAL)
+    batch = make_batch(cfg)
+    del batch["global"], batch["global_seeds"]
+    outputs = module(batch)
+    module.update_teacher(0.9)
+    assert {name for name in outputs if name.startswith("loss_")} == {"loss_rl"}
+    assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"encoder", "decoder"}
+
+
+def test_consistency_alone_builds_no_decoder_and_encodes_no_masked_globals():
+    cfg, module = build("loss.w_rl=0", "loss.w_rg=0", "loss.w_gg=0")
+    calls: list[tuple[int, ...]] = []
+    module.encoder.register_forward_hook(lambda *a: calls.append(tuple(a[2].shape)))
+    module(make_batch(cfg))["loss"].backward()
+    assert not hasattr(module, "decoder")
+    assert [shape[0] for shape in calls] == [9]  # 3 samples of 3 local views
+
+
+def test_the_teacher_is_the_moving_average_of_the_student_in_float64():
+    _, module = build()
+    with torch.no_grad():
+        for parameter in (*module.encoder.parameters(), *module.head.parameters()):
+            parameter.add_(torch.randn_like(parameter))
+    before = [p.double().clone() for p in module.teacher_and_student()[0]]
+    student = [p.detach().double() for p in module.teacher_and_student()[1]]
+    module.teacher_views.fill_(1)
+    for _ in range(3):
+        module.teacher_views.fill_(1)
+        module.update_teacher(0.996)
+    for old, followed, new in zip(before, student, module.teacher_and_student()[0], strict=True):
+        expected = old
+        for _ in range(3):
+            expected = 0.996 * expected + 0.004 * followed
+        torch.testing.assert_close(new.double(), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_the_centre_follows_the_mean_of_the_whole_step_however_it_was_divided():
+    cfg, module = build()
+    batch = make_batch(cfg, 4)
+    calls: list[torch.Tensor] = []
+    module.teacher_head.register_forward_hook(lambda *a: calls.append(a[2]))
+    for half in (slice(0, 2), slice(2, 4)):
+        module({name: value[half] for name, value in batch.items()})
+    mean = torch.cat(calls).mean(dim=0)
+    module.update_teacher(1.0)
+    torch.testing.assert_close(module.center, mean)  # the first step's mean replaces 0
+    with torch.no_grad():
+        module.teacher_head.prototypes.weight.neg_()
+    module(batch)
+    module.update_teacher(1.0)
+    torch.testing.assert_close(module.center, 0.9 * mean - 0.1 * mean)
+
+
+def test_prototypes_count_by_direction_only():
+    layer = Prototypes(8, 5, bias=False)
+    x = torch.nn.functional.normalize(torch.randn(3, 8), dim=-1)
+    before = layer(x)
+    with torch.no_grad():
+        layer.weight.mul_(7)
+    torch.testing.assert_close(layer(x), before)
+    assert before.abs().max() <= 1
+
+
+def test_an_untrained_teacher_spreads_its_probability_and_the_entropy_says_so():
+    cfg, module = build()
+    outputs = module(make_batch(cfg), teacher_temperature=100.0)
+    assert outputs["teacher_entropy"].item() == pytest.approx(math.log(32), abs=1e-3)
+    torch.testing.assert_close(
+        outputs["kl_gg"] + outputs["teacher_entropy"], outputs["loss_gg"], atol=1e-5, rtol=1e-5
+    )
+
+
+def test_the_window_becomes_zero_to_one_and_cuts_what_lies_outside():
+    cfg, module = build()
+    batch = make_batch(cfg)
+    patches = module._masked(batch, "global").patches_BNP
+    assert patches.min() == 0
+    assert patches.max() == 1
+    narrow = module._masked(batch | {"window": batch["window"] / 4}, "global").patches_BNP
+    torch.testing.assert_close(narrow, ((patches - 0.5) * 4 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
+
+
+def test_held_out_figures_are_those_of_the_loss_and_of_predicting_the_mean():
+    cfg, module = build()
+    batch = make_batch(cfg)
+    sums, outputs = module(batch, task="held_out"), module(batch)
+    for kind, term in (("local", "rl"), ("global", "rg")):
+        error, trivial, views = sums[kind].tolist()
+        assert views == batch[kind].shape[0] * batch[kind].shape[1]
+        assert error / views == pytest.approx(outputs[f"loss_{term}"].item(), rel=1e-5)
+        assert trivial / views == pytest.approx(1.0, abs=1e-3)  # noise: no patch without variance
+
+
+def test_a_picture_is_the_original_where_nothing_was_hidden_and_denormalised_where_it_was():
+    cfg, module = build()
+    batch = make_batch(cfg, 1)
+    with torch.no_grad():
+        for parameter in module.decoder.predict.parameters():
+            parameter.zero_()  # predicts 0: each hidden patch becomes its own mean
+        picture = module(batch, task="picture")["local"]
+    original, masked, rebuilt = picture.original, picture.masked, picture.reconstructed
+    assert original.shape == batch["local"].shape
+    hidden = masked.isnan()
+    assert hidden.float().mean().item() == pytest.approx(1 - math.floor(24 * 0.4) / 24, abs=0.2)
+    assert torch.equal(rebuilt[~hidden], original[~hidden])
+    for corner in np.ndindex(2, 3, 4):
+        place = (0, 0, 0, *(slice(c * p, c * p + p) for c, p in zip(corner, (8, 4, 2), strict=True)))
+        if hidden[place].all():
+            torch.testing.assert_close(rebuilt[place], original[place].mean().expand(8, 4, 2))

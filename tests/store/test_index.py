@@ -1,0 +1,135 @@
+"""VolumeIndex: a row a case, the same from whichever side it is read; splits; quarantine."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from glmae_ray.config import UserError
+from glmae_ray.store.index import (
+    SCHEMA,
+    VolumeIndex,
+    assign_split,
+    read_quarantine,
+    write_quarantine,
+)
+
+
+def record(case_id, **change):
+    row = {
+        "case_id": case_id,
+        "subject": case_id,
+        "split": "train",
+        "modality": "CT",
+        "channels": 1,
+        "shape": [30, 40, 50],
+        "spacing": [3.0, 0.9, 0.8],
+        "affine": [float(n) for n in range(16)],
+        "source_affine": [float(-n) for n in range(16)],
+        "source_shape": [50, 40, 30],
+        "dtype": "int16",
+        **dict.fromkeys(["minimum", "maximum", "p0_5", "p50", "p99_5", "mean", "std"], 1.5),
+        "box_start": [1, 2, 3],
+        "box_stop": [29, 30, 31],
+        "factors": [[1, 1, 1], [1, 2, 2], [1, 4, 4]],
+        "structures": {"spleen": 7, "liver": 70},
+        "source": f"/scans/{case_id}.nii",
+        "source_hash": "s" + case_id,
+        "source_stamp": "t" + case_id,
+        "voxel_hash": "v" + case_id,
+        "reader": "nifti",
+        "ingest_version": 1,
+        "options": {"modality": "CT"},
+    }
+    assert row.keys() == set(SCHEMA.names)
+    return {**row, **change}
+
+
+def test_rows_come_back_from_disk_and_from_json(tmp_path):
+    rows = [record("a"), record("b", structures={})]
+    VolumeIndex.from_records(json.loads(json.dumps(rows))).write(tmp_path)
+    index = VolumeIndex.read(tmp_path)
+    assert index.records() == rows
+    assert index.row("b") == rows[1]
+    assert len(index) == 2
+    with pytest.raises(KeyError):
+        index.row("c")
+
+
+def test_the_file_does_not_depend_on_the_order_of_arrival(tmp_path):
+    rows = [record(name) for name in "cab"]
+    rows[1]["structures"] = dict(reversed(rows[1]["structures"].items()))
+    for folder, order in (("one", rows), ("two", rows[::-1])):
+        (tmp_path / folder).mkdir()
+        VolumeIndex.from_records(order).write(tmp_path / folder)
+    one, two = ((tmp_path / name / "index.parquet").read_bytes() for name in ("one", "two"))
+    assert one == two
+    assert VolumeIndex.read(tmp_path / "one").case_ids() == ["a", "b", "c"]
+
+
+def test_columns_come_as_numpy():
+    index = VolumeIndex.from_records([record("a"), record("b", box_start=[4, 5, 6])])
+    np.testing.assert_array_equal(
+        index.boxes(), [[[1, 2, 3], [29, 30, 31]], [[4, 5, 6], [29, 30, 31]]]
+    )
+    assert index.boxes().dtype == np.int64
+    np.testing.assert_array_equal(index.factors()[1], [[1, 1, 1], [1, 2, 2], [1, 4, 4]])
+    np.testing.assert_array_equal(index.shapes(), [[30, 40, 50]] * 2)
+    np.testing.assert_array_equal(index.spacings(), [[3.0, 0.9, 0.8]] * 2)
+
+
+def test_columns_of_a_selection_are_those_of_its_rows():
+    rows = [record(name, box_start=[n, n, n]) for n, name in enumerate("abcd")]
+    rows[2]["split"] = "val"
+    rows[3] |= {"split": "val", "modality": "MR"}
+    index = VolumeIndex.from_records(rows)
+    assert index.select(split="val").case_ids() == ["c", "d"]
+    assert index.select(split="val", modality="MR").boxes()[0, 0].tolist() == [3, 3, 3]
+    assert index.select(split="val").factors().shape == (2, 3, 3)
+    empty = index.select(split="test")
+    assert (len(empty), empty.boxes().shape, empty.factors().shape[0]) == (0, (0, 2, 3), 0)
+
+
+def test_the_fingerprint_changes_with_voxels_and_splits_only():
+    rows = [record("a"), record("b")]
+    plain = VolumeIndex.from_records(rows).fingerprint()
+    assert VolumeIndex.from_records([rows[0], {**rows[1], "source": "x"}]).fingerprint() == plain
+    for change in ({"voxel_hash": "x"}, {"split": "val"}, {"case_id": "c"}):
+        index = VolumeIndex.from_records([rows[0], {**rows[1], **change}])
+        assert index.fingerprint() != plain
+
+
+def test_a_store_without_an_index_is_named(tmp_path):
+    with pytest.raises(UserError, match=str(tmp_path)):
+        VolumeIndex.read(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_index(tmp_path, monkeypatch):
+    VolumeIndex.from_records([record("a")]).write(tmp_path)
+
+    def half(table, path):
+        path.write_bytes(b"PAR1")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pq, "write_table", half)
+    with pytest.raises(OSError, match="disk full"):
+        VolumeIndex.from_records([]).write(tmp_path)
+    assert VolumeIndex.read(tmp_path).case_ids() == ["a"]
+
+
+def test_quarantine_rows_come_back_sorted(tmp_path):
+    assert read_quarantine(tmp_path) == []
+    rows = [{"source": name, "reason": "constant", "message": name} for name in "ba"]
+    write_quarantine(tmp_path, rows)
+    assert read_quarantine(tmp_path) == rows[::-1]
+
+
+def test_splits_follow_the_shares_and_stay():
+    people = [f"person {n}" for n in range(5000)]
+    splits = [assign_split(person, (0.8, 0.1, 0.1)) for person in people]
+    shares = [splits.count(name) / len(people) for name in ("train", "val", "test")]
+    assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.02)
+    assert splits == [assign_split(person, (0.8, 0.1, 0.1)) for person in people]
+    assert {assign_split(person, (0, 0, 1)) for person in people} == {"test"}
+    assert assign_split("kbp_001", (0.8, 0.1, 0.1)) == "train"  # today, and on any machine

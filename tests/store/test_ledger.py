@@ -1,0 +1,201 @@
+"""Ledger and intake, without Ray: what is stored, redone, kept and rejected."""
+
+import itertools
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from glmae_ray.store.index import VolumeIndex, read_quarantine
+from glmae_ray.store.intake import take_in
+from glmae_ray.store.ledger import Ledger
+from glmae_ray.store.readers import READERS
+from glmae_ray.store.scan import ReadError
+from glmae_ray.store.sources import discover
+from glmae_ray.store.zarr_store import VolumeStore
+from tests.store import scans
+from tests.store.scans import write_nifti
+
+SPLITS = (0.8, 0.1, 0.1)
+
+
+def outcome_of(pending, store):
+    try:
+        return take_in(pending, store=store)
+    except ReadError as error:
+        return error
+
+
+def ingest(source, store, *, order=lambda pending: pending, saves=True):
+    """One run in this process, cases finishing in `order`."""
+    ledger = Ledger(store, discover(str(source)).items, splits=SPLITS)
+    for pending in order(list(ledger.pending)):
+        ledger.add(pending, outcome_of(pending, store))
+    if saves:
+        ledger.save()
+    return ledger
+
+
+def counts(ledger):
+    return ledger.ingested, ledger.already_stored, len(ledger.quarantined)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return VolumeStore.create(tmp_path / "s.zarr")
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Three cases; in path order a, b, c."""
+    for seed, name in enumerate("abc"):
+        write_nifti(tmp_path / "in" / f"{name}.nii.gz", scans.voxels(seed=seed))
+    return tmp_path / "in"
+
+
+def test_a_second_run_opens_nothing(source, store):
+    assert counts(ingest(source, store)) == (3, 0, 0)
+    ledger = ingest(source, store)
+    assert ledger.pending == []
+    assert counts(ledger) == (0, 3, 0)
+
+
+def test_a_row_says_what_the_file_holds(source, store):
+    ingest(source, store)
+    row = VolumeIndex.read(store.path).row("b")
+    assert row["shape"] == [13, 22, 17]
+    assert row["source_shape"] == [17, 22, 13]
+    assert row["spacing"] == pytest.approx([3.0, 1.1, 0.9])
+    np.testing.assert_allclose(np.reshape(row["source_affine"], (4, 4)), scans.affine(), rtol=1e-6)
+    assert row["source"] == str(source / "b.nii.gz")
+    assert row == store.record("b")
+
+
+def test_touched_files_are_hashed_and_not_written_again(source, store):
+    ingest(source, store)
+    os.utime(source / "a.nii.gz", (1, 1))
+    ledger = ingest(source, store)
+    assert [pending.item.case_id for pending in ledger.pending] == ["a"]
+    assert counts(ledger) == (0, 3, 0)
+    assert ingest(source, store).pending == []
+
+
+def test_changed_content_replaces_its_case(source, store):
+    ingest(source, store)
+    write_nifti(source / "a.nii.gz", scans.voxels(seed=9))
+    assert counts(ingest(source, store)) == (1, 2, 0)
+    assert store.read("a").sum() == scans.voxels(seed=9).sum()
+    assert len(VolumeIndex.read(store.path)) == 3
+
+
+def test_a_moved_source_is_the_same_source(source, store):
+    ingest(source, store)
+    moved = source.rename(source.with_name("moved"))
+    assert counts(ingest(moved, store)) == (0, 3, 0)
+    assert VolumeIndex.read(store.path).row("a")["source"] == str(moved / "a.nii.gz")
+
+
+def test_another_source_with_the_same_names_takes_nothing_away(source, store, tmp_path):
+    ingest(source, store)
+    write_nifti(tmp_path / "other" / "a.nii.gz", scans.voxels(seed=7))
+    assert counts(ingest(tmp_path / "other", store)) == (1, 0, 0)
+    ids = VolumeIndex.read(store.path).case_ids()
+    assert [case_id.split("-")[0] for case_id in ids] == ["a", "a", "b", "c"]
+    assert store.read("a").sum() == scans.voxels(seed=0).sum()
+    assert counts(ingest(tmp_path / "other", store)) == (0, 1, 0)
+    assert counts(ingest(source, store)) == (0, 3, 0)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_of_equal_voxels_the_first_in_path_order_stays(source, store, order):
+    shutil.copy(source / "a.nii.gz", source / "b.nii.gz")
+    ledger = ingest(source, store, order=lambda pending: [pending[n] for n in order])
+    assert counts(ledger) == (2, 0, 1)
+    assert store.cases() == VolumeIndex.read(store.path).case_ids() == ["a", "c"]
+    (row,) = read_quarantine(store.path)
+    assert (row["source"], row["reason"]) == (str(source / "b.nii.gz"), "duplicate")
+    assert "case a" in row["message"]
+
+
+def test_a_stored_case_wins_over_an_equal_one_from_elsewhere(source, store, tmp_path):
+    ingest(source, store)
+    (tmp_path / "new").mkdir()
+    shutil.copy(source / "c.nii.gz", tmp_path / "new" / "0.nii.gz")
+    assert counts(ingest(tmp_path / "new", store)) == (0, 0, 1)
+    assert store.cases() == ["a", "b", "c"]
+
+
+def test_quarantine_forgets_what_was_repaired_or_removed(source, store):
+    for name in "xyz":
+        (source / f"{name}.nii").touch()
+    assert counts(ingest(source, store)) == (3, 0, 3)
+    write_nifti(source / "x.nii", scans.voxels(seed=5))
+    (source / "y.nii").unlink()
+    assert counts(ingest(source, store)) == (1, 3, 1)
+    assert [row["source"] for row in read_quarantine(store.path)] == [str(source / "z.nii")]
+
+
+def test_a_source_that_broke_keeps_the_case_it_gave(source, store):
+    ingest(source, store)
+    (source / "a.nii.gz").write_bytes(b"")
+    assert counts(ingest(source, store)) == (0, 2, 1)
+    assert counts(ingest(source, store)) == (0, 2, 1)
+    assert "a" in VolumeIndex.read(store.path).case_ids()
+
+
+def test_cases_of_a_killed_run_are_adopted(source, store):
+    ingest(source, store, order=lambda pending: pending[:2], saves=False)
+    assert not (store.path / "index.parquet").exists()
+    ledger = ingest(source, store)
+    assert [pending.item.case_id for pending in ledger.pending] == ["c"]
+    assert counts(ledger) == (1, 2, 0)
+    assert VolumeIndex.read(store.path).case_ids() == ["a", "b", "c"]
+
+
+def test_a_run_killed_while_it_replaced_a_case_leaves_no_old_row(source, store):
+    ingest(source, store)
+    write_nifti(source / "a.nii.gz", scans.voxels(seed=9))
+    # The tables are saved before the new case is booked, which is published when the kill comes.
+    ledger = Ledger(store, discover(str(source)).items, splits=SPLITS)
+    ledger.save()
+    outcome_of(ledger.pending[0], store)
+    assert counts(ingest(source, store)) == (0, 3, 0)
+    assert VolumeIndex.read(store.path).row("a") == store.record("a")
+
+
+def test_a_case_whose_folder_went_is_taken_in_again(source, store):
+    ingest(source, store)
+    store.remove("b")
+    assert counts(ingest(source, store)) == (1, 2, 0)
+
+
+def test_a_subject_keeps_its_split_whatever_is_asked_later(source, store):
+    ingest(source, store)
+    before = {row["subject"]: row["split"] for row in VolumeIndex.read(store.path).records()}
+    write_nifti(source / "later" / "a.nii.gz", scans.voxels(seed=8))
+    ledger = Ledger(store, discover(str(source)).items, splits=(0.0, 0.0, 1.0))
+    (pending,) = ledger.pending
+    assert pending.item.subject == "a"
+    assert pending.split == before["a"] != "test"
+
+
+def test_what_goes_wrong_in_writing_is_not_the_sources_fault(source, store, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(VolumeStore, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        ingest(source, store)
+
+
+def test_an_unforeseen_error_in_a_reader_is_that_cases_alone(source, store, monkeypatch):
+    def surprise(path):
+        raise ZeroDivisionError("never thought of")
+
+    monkeypatch.setitem(READERS, ".nii", surprise)
+    write_nifti(source / "d.nii")
+    ledger = ingest(source, store)
+    assert counts(ledger) == (3, 0, 1)
+    assert ledger.quarantined[0]["reason"] == "unreadable"
+    assert "never thought of" in ledger.quarantined[0]["message"]

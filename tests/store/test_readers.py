@@ -1,0 +1,232 @@
+"""Readers: values and geometry are kept, and every damage has its reason."""
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from glmae_ray.store.readers import READERS, read_image, read_label
+from glmae_ray.store.scan import MAX_VOXELS, REASONS, ReadError
+from glmae_ray.volume import to_source_axes
+from tests.store import scans
+from tests.store.scans import write_nifti
+
+
+def read(path):
+    return read_image([path], case_id="a", modality="CT")
+
+
+def reason_of(path):
+    with pytest.raises(ReadError) as caught:
+        read(path)
+    assert caught.value.reason in REASONS
+    assert path.name in caught.value.message
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("suffix", sorted(READERS))
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_integers_come_through_bit_for_bit(tmp_path, suffix, kind):
+    data = np.random.default_rng(1).integers(-(2**15), 2**15, scans.SHAPE).astype(np.int16)
+    path = tmp_path / f"scan{suffix}"
+    nib.save(kind(data, scans.affine("PIR")), path)
+
+    image = read(path)
+
+    assert image.volume.array.dtype == np.int16
+    np.testing.assert_array_equal(to_source_axes(image.volume.array[0], image.source_affine), data)
+    np.testing.assert_array_equal(image.source_affine, nib.load(path).affine)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top", "expected"),
+    [
+        ("u1", 255, "int16"),
+        (">i2", 30000, "int16"),
+        ("u2", 30000, "int16"),
+        ("u2", 60000, "float32"),
+        ("i4", 30000, "int16"),
+        ("i4", 2**24, "float32"),
+        ("f4", 3071.0, "int16"),
+        ("f4", 0.5, "float32"),
+        (">f8", 3071.25, "float32"),
+    ],
+)
+def test_values_are_int16_where_they_fit_and_float32_elsewhere(tmp_path, dtype, top, expected):
+    data = scans.voxels(dtype=np.dtype(dtype))
+    data[1, 2, 3] = top
+    volume = read(write_nifti(tmp_path / "scan.nii", data)).volume
+    assert volume.array.dtype == expected
+    assert volume.array.max() == max(top, 254)
+
+
+def test_slope_and_intercept_are_applied_as_nibabel_does(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii", scl_slope=0.37, scl_inter=-5)
+
+    image = read(path)
+
+    array = to_source_axes(image.volume.array[0], image.source_affine)
+    np.testing.assert_array_equal(array, nib.load(path).get_fdata().astype(np.float32))
+
+
+def test_several_files_become_channels(tmp_path):
+    paths = [write_nifti(tmp_path / f"{n}.nii", scans.voxels(seed=n)) for n in range(3)]
+    volume = read_image(paths, case_id="a", modality="MR").volume
+    singles = [read(path).volume.array[0] for path in paths]
+    np.testing.assert_array_equal(volume.array, np.stack(singles))
+
+
+def test_a_last_axis_of_one_is_no_fourth_dimension(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii", scans.voxels()[..., None])
+    assert read(path).volume.array.shape == (1, 13, 22, 17)
+
+
+def with_value(value, dtype=np.float32):
+    data = scans.voxels(dtype=dtype)
+    data[4, 5, 6] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("reason", "data", "change"),
+    [
+        ("not_3d", np.ones((9, 10, 11, 2), np.int16), {}),
+        ("not_3d", np.ones((9, 10), np.int16), {}),
+        ("too_small", np.arange(7 * 9 * 10, dtype=np.int16).reshape(9, 7, 10), {}),
+        ("constant", np.full(scans.SHAPE, 7, np.int16), {}),
+        ("non_finite", with_value(np.nan), {}),
+        ("non_finite", with_value(-np.inf), {}),
+        ("out_of_range", with_value(1e300, np.float64), {}),
+        ("out_of_range", with_value(2**24 + 1, np.int32), {}),
+        ("not_an_image", scans.voxels(dtype=np.complex64), {}),
+        ("bad_geometry", None, {"srow_x": 0.0}),
+        ("bad_geometry", None, {"srow_y": np.nan}),
+        (
+            "bad_geometry",
+            None,
+            {"sform_code": 0, "qform_code": 0, "pixdim": [1, 0, 1, 1] + 4 * [0]},
+        ),
+    ],
+)
+def test_what_cannot_be_learned_from_says_why(tmp_path, reason, data, change):
+    assert reason_of(write_nifti(tmp_path / "scan.nii.gz", data, **change)) == reason
+
+
+def test_an_affine_with_axes_in_one_plane_is_bad_geometry(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii", srow_x=[1, 1, 0, 0], srow_y=[1, 1, 0, 0])
+    assert reason_of(path) == "bad_geometry"
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99])
+@pytest.mark.parametrize("suffix", sorted(READERS))
+def test_a_file_cut_short_is_truncated(tmp_path, suffix, share):
+    path = write_nifti(tmp_path / f"scan{suffix}")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    assert reason_of(path) == "truncated"
+
+
+def test_a_gzip_file_without_its_checksum_is_truncated(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii.gz")
+    path.write_bytes(path.read_bytes()[:-4])
+    assert reason_of(path) == "truncated"
+
+
+def test_a_flipped_bit_in_a_gzip_file_is_found(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii.gz")
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    path.write_bytes(raw)
+    assert reason_of(path) in ("unreadable", "truncated")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("empty.nii", b"", "not_an_image"),
+        ("empty.nii.gz", b"", "not_an_image"),
+        ("text.nii", b"version https://git-lfs.github.com/spec/v1\n" * 30, "not_an_image"),
+        ("text.nii.gz", b"version https://git-lfs.github.com/spec/v1\n", "unreadable"),
+        ("scan.xyz", b"0" * 400, "unreadable"),
+    ],
+)
+def test_something_else_under_the_name_of_an_image_is_refused(tmp_path, name, content, reason):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert reason_of(path) == reason
+
+
+def test_a_missing_file_is_unreadable(tmp_path):
+    assert reason_of(tmp_path / "gone.nii") == "unreadable"
+
+
+@pytest.mark.parametrize("suffix", sorted(READERS))
+@pytest.mark.parametrize(
+    ("sides", "reason"), [((10**4,) * 3, "too_large"), ((1200,) * 3, "truncated")]
+)
+def test_a_header_that_claims_too_much_is_refused_before_memory_is_taken(
+    tmp_path, monkeypatch, suffix, sides, reason
+):
+    header = nib.Nifti1Header()
+    header.set_data_shape(sides)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    raw = header.binaryblock + bytes(4000)
+    path = tmp_path / f"huge{suffix}"
+    path.write_bytes(gzip.compress(raw) if suffix.endswith("gz") else raw)
+
+    def no_memory(*args, **kwargs):
+        raise AssertionError("memory was asked for")
+
+    monkeypatch.setattr(np, "empty", no_memory)
+    assert sides[0] ** 3 > MAX_VOXELS or reason == "truncated"
+    assert reason_of(path) == reason
+
+
+def test_headers_that_nibabel_repairs_leave_no_word_on_the_screen(tmp_path, capfd):
+    path = write_nifti(tmp_path / "scan.nii", pixdim=[7, 0.9, 1.1, 3.0, 0, 0, 0, 0], bitpix=3)
+    read(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_label_map_in_other_axes_lands_on_the_images_grid(tmp_path):
+    path = write_nifti(tmp_path / "image.nii", axes="LPS")
+    labels = (scans.voxels() > 100).astype(np.float32) * 3
+    turned = nib.Nifti1Image(labels, scans.affine("LPS")).as_reoriented([[1, -1], [2, 1], [0, -1]])
+    nib.save(turned, tmp_path / "label.nii.gz")
+    volume = read(path).volume
+
+    label = read_label(tmp_path / "label.nii.gz", like=volume)
+
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label, (volume.array[0] > 100) * 3)
+
+
+@pytest.mark.parametrize(
+    ("reason", "data", "axes"),
+    [
+        ("label_mismatch", np.ones((17, 22, 12), np.uint8), "LPS"),
+        ("label_mismatch", np.ones(scans.SHAPE, np.uint8), "RPS"),
+        ("label_not_integer", with_value(0.5), "LPS"),
+        ("label_not_integer", with_value(40000, np.int32), "LPS"),
+    ],
+)
+def test_a_label_map_that_does_not_fit_says_why(tmp_path, reason, data, axes):
+    volume = read(write_nifti(tmp_path / "image.nii")).volume
+    path = write_nifti(tmp_path / "label.nii", data, axes=axes)
+    with pytest.raises(ReadError) as caught:
+        read_label(path, like=volume)
+    assert caught.value.reason == reason
+
+
+def test_wide_label_values_are_kept_as_int16(tmp_path):
+    volume = read(write_nifti(tmp_path / "image.nii")).volume
+    path = write_nifti(tmp_path / "label.nii", with_value(1042, np.int32))
+    assert read_label(path, like=volume).max() == 1042
+
+
+def test_channels_on_different_grids_are_refused(tmp_path):
+    first = write_nifti(tmp_path / "a.nii")
+    second = write_nifti(tmp_path / "a_second.nii", axes="RPS")
+    with pytest.raises(ReadError, match="bad_geometry"):
+        read_image([first, second], case_id="a", modality="CT")

@@ -1,0 +1,155 @@
+"""Terms of the objective and schedules against NumPy and first principles."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from monai.networks.nets.masked_autoencoder_vit import MaskedAutoEncoderViT
+
+from glmae_ray import losses
+from glmae_ray.models.glmae import GLMAE
+from glmae_ray.optim import parameter_groups, schedule
+from tests.conftest import tiny_config
+
+
+def test_standardised_patches_have_mean_zero_variance_one_and_can_be_undone():
+    patches = torch.rand(2, 5, 64, dtype=torch.float64)
+    standard, statistics = losses.standardise(patches)
+    torch.testing.assert_close(standard.mean(-1), torch.zeros(2, 5, dtype=torch.float64))
+    torch.testing.assert_close(
+        standard.var(-1, correction=0), torch.ones(2, 5, dtype=torch.float64), atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(standard * statistics.deviation + statistics.mean, patches)
+
+
+def test_a_patch_of_pure_air_becomes_zero_and_not_a_number():
+    standard, _ = losses.standardise(torch.full((1, 1, 64), 0.25))
+    assert torch.equal(standard, torch.zeros(1, 1, 64))
+
+
+def test_predicting_the_mean_costs_one_unless_a_patch_has_no_variance():
+    patches = torch.cat([torch.rand(1, 3, 64), torch.zeros(1, 1, 64)], dim=1)
+    target, _ = losses.standardise(patches)
+    trivial = losses.reconstruction_loss(torch.zeros_like(target), target)
+    assert trivial.item() == pytest.approx(0.75, abs=1e-3)
+
+
+def test_terms_stay_in_float32_under_bfloat16_and_float64_stays_itself():
+    for given, wanted in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        assert losses.at_least_float32(torch.zeros(1, dtype=given)).dtype == wanted
+
+
+def test_every_pair_is_the_mean_over_pairs():
+    teacher, student = torch.rand(3, 2, 7).double(), -torch.rand(3, 4, 7).double()
+    pairs = [
+        -(teacher[b, i] * student[b, j]).sum() for b in range(3) for i in range(2) for j in range(4)
+    ]
+    torch.testing.assert_close(
+        losses.every_pair_cross_entropy(teacher, student), torch.stack(pairs).mean()
+    )
+
+
+def test_entropy_is_ln_k_for_a_uniform_and_zero_for_a_certain_distribution():
+    assert losses.entropy(torch.full((2, 4096), 1 / 4096)).item() == pytest.approx(8.318, abs=1e-3)
+    assert losses.entropy(torch.eye(5)).item() == 0
+
+
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")
+def test_reconstruction_loss_equals_monais_autoencoder_on_the_same_mask():
+    """MONAI's module in float32 with the same weights predicts the same hidden patches."""
+    cfg = tiny_config("loss.w_rg=0", "loss.w_gg=0", "loss.w_gl=0", "model.patch=4",
+                      "views.local_size=[16,12,8]", "views.global_size=16")  # fmt: skip
+    torch.manual_seed(0)
+    ours = GLMAE(model=cfg.model, views=cfg.views, loss=cfg.loss)
+    theirs = MaskedAutoEncoderViT(
+        1, (16, 12, 8), 4, hidden_size=24, mlp_dim=96, num_layers=2, num_heads=2,
+        decoder_hidden_size=12, decoder_mlp_dim=48, decoder_num_layers=1, decoder_num_heads=2,
+        masking_ratio=0.6, qkv_bias=True, pos_embed_type="sincos", decoder_pos_embed_type="sincos",
+    )  # fmt: skip
+    _copy_to_monai(ours, theirs)
+    batch = {
+        "local": torch.randint(-900, 900, (2, 1, 1, 16, 12, 8)).short(),
+        "local_seeds": torch.tensor([[1], [2]]),
+        "window": torch.tensor([[-1000.0, 1000.0]] * 2),
+    }
+    views = ours._masked(batch, "local")
+    theirs._masking = lambda x, masking_ratio: (  # noqa: ARG005
+        x.gather(1, views.kept_BK[..., None].expand(-1, -1, 24)),
+        views.kept_BK,
+        torch.ones(2, 24, dtype=torch.int).scatter(1, views.kept_BK, 0),
+    )
+    predicted, mask = theirs((batch["local"][:, 0].float() + 1000) / 2000)
+    # MONAI numbers the voxels of a patch as ours does for one channel.
+    target, _ = losses.standardise(views.patches_BNP)
+    expected = ((predicted - target).square().mean(-1) * mask).sum() / mask.sum()
+    torch.testing.assert_close(ours(batch)["loss"], expected, atol=1e-5, rtol=1e-5)
+
+
+_MONAI_NAMES = {
+    "attn.qkv": "attn.qkv",
+    "attn.proj": "attn.out_proj",
+    "mlp.fc1": "mlp.linear1",
+    "mlp.fc2": "mlp.linear2",
+    "norm1": "norm1",
+    "norm2": "norm2",
+}
+
+
+def _copy_to_monai(ours: GLMAE, theirs: MaskedAutoEncoderViT) -> None:
+    for stack, prefix in ((ours.encoder, ""), (ours.decoder, "decoder_")):
+        blocks = theirs.get_submodule(f"{prefix}blocks")
+        for number, block in enumerate(stack.blocks):
+            for mine, other in _MONAI_NAMES.items():
+                target = blocks[number].get_submodule(other)
+                target.load_state_dict(block.get_submodule(mine).state_dict())
+        blocks[-1].load_state_dict(stack.norm.state_dict())
+    projection = theirs.patch_embedding.patch_embeddings
+    projection.load_state_dict(ours.encoder.patch_embed.proj.state_dict())
+    theirs.decoder_embed.load_state_dict(ours.decoder.embed.state_dict())
+    theirs.decoder_pred.load_state_dict(ours.decoder.predict.state_dict())
+    with torch.no_grad():
+        theirs.cls_token.copy_(ours.encoder.cls_token)
+        theirs.mask_tokens.copy_(ours.decoder.mask_token)
+    for part in theirs.modules():
+        if isinstance(part, torch.nn.LayerNorm):
+            part.eps = 1e-6
+
+
+def test_the_learning_rate_warms_up_linearly_and_ends_at_zero():
+    cfg = tiny_config("steps=100", "optim.warmup_steps=10", "global_batch=256")
+    rates = [schedule(step, cfg=cfg).lr for step in range(100)]
+    assert rates[:10] == pytest.approx([cfg.lr * (n + 1) / 10 for n in range(10)])
+    assert max(rates) == rates[9] == pytest.approx(1.5e-4)
+    assert rates[55] == pytest.approx(cfg.lr / 2)
+    assert 0 < rates[-1] < 1e-3 * cfg.lr
+    assert np.all(np.diff(rates[10:]) < 0)
+
+
+def test_momentum_rises_to_one_and_temperature_over_the_warm_up():
+    cfg = tiny_config("steps=100", "optim.warmup_steps=10")
+    values = [schedule(step, cfg=cfg) for step in range(101)]
+    assert values[0].teacher_momentum == pytest.approx(0.996)
+    assert values[100].teacher_momentum == 1
+    assert values[50].teacher_momentum == pytest.approx(1 - 0.004 * (1 + math.cos(math.pi / 2)) / 2)
+    assert [values[n].teacher_temperature for n in (0, 5, 10, 99)] == pytest.approx(
+        [0.04, 0.055, 0.07, 0.07]
+    )
+
+
+def test_only_matrices_decay_and_frozen_weights_are_in_no_group():
+    cfg = tiny_config()
+    module = GLMAE(model=cfg.model, views=cfg.views, loss=cfg.loss)
+    named = dict(module.named_parameters())
+    decayed, free = parameter_groups(named.items(), weight_decay=0.05)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
+    by_id = {id(p): name for name, p in named.items()}
+    names = {kind: {by_id[id(p)] for p in group["params"]} for kind, group in
+             (("decayed", decayed), ("free", free))}  # fmt: skip
+    assert "encoder.patch_embed.proj.weight" in names["decayed"]
+    assert {"encoder.cls_token", "decoder.mask_token", "encoder.norm.weight"} <= names["free"]
+    assert all(name.endswith("weight") for name in names["decayed"])
+    trainable = {name for name, p in named.items() if p.requires_grad}
+    assert names["decayed"] | names["free"] == trainable
