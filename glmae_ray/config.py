@@ -314,8 +314,8 @@ class PretrainConfig(JobConfig):
         for name in ("global_scale", "local_scale", "window"):
             low, high = getattr(self.views, name)
             if low > high or (name == "window" and low == high):
-                fields = (f"views.{name}",)
-                yield Problem(fields, f"views.{name}: {low:g} has to be below {high:g}")
+                line = f"views.{name}: {low:g} has to be below {high:g}"
+                yield Problem((f"views.{name}",), line)
 
     def _model_rules(self) -> Iterator[Problem]:
         model = self.model

@@ -45,7 +45,8 @@ def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float
 ) -> list[dict[str, Any]]:
     """Two groups: matrices decay; biases, norms and the learned tokens do not."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in named:
         if not parameter.requires_grad:
             continue

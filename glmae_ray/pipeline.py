@@ -8,6 +8,7 @@ number of workers. `rank_batches` checks that this is what arrived.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,16 +30,18 @@ _NUMBERS_PER_BLOCK = 8192
 
 @dataclass(frozen=True)
 class SampleMaker:
-    """Makes the columns of any sample of one split; small enough to travel with every task.
+    """Makes the columns of any sample of one split; plain data that travels with every task.
 
     Attributes:
-        store: Where the volumes are.
+        store: Path of the store; each process opens it once.
+        threads: Threads of the store's reader in each task.
         sources: The cases of the split, in the order that the plan counts them.
         plan: Sample number -> case, boxes, seeds.
         kinds: The kinds of view that the loss uses.
     """
 
-    store: VolumeStore
+    store: str
+    threads: int
     sources: list[Source]
     plan: Plan
     kinds: tuple[str, ...]
@@ -55,11 +58,12 @@ class SampleMaker:
 
     def _sample(self, number: int) -> Columns:
         source = self.sources[self.plan.case(number)]
-        sample: Columns = {"number": np.int64(number)}
+        store = _open_store(self.store, self.threads)
+        sample: Columns = {"number": np.asarray(number)}
         for kind in self.kinds:
             draw = self.plan.draw(number, kind)
             size = getattr(self.plan.views, f"{kind}_size")
-            views, window = make_views(self.store, source, draw.boxes, size=size)
+            views, window = make_views(store, source, draw.boxes, size=size)
             sample[kind] = views
             sample[f"{kind}_seeds"] = draw.mask_seeds
             sample["window"] = np.asarray(window, dtype=np.float32)
@@ -89,7 +93,7 @@ def sample_maker(
     ]
     seed = cfg.seed if split == "train" else cfg.seed + 2**32
     plan = Plan(seed=seed, foreground=index.boxes(), views=cfg.views)
-    return SampleMaker(VolumeStore.open(cfg.store, threads=threads), sources, plan, kinds)
+    return SampleMaker(cfg.store, threads, sources, plan, kinds)
 
 
 def train_dataset(maker: SampleMaker, *, cfg: PretrainConfig, start: int) -> ray.data.Dataset:
@@ -140,3 +144,9 @@ def fixed_batches(
         }
         for number in numbers
     ]
+
+
+@functools.lru_cache(maxsize=4)
+def _open_store(path: str, threads: int) -> VolumeStore:
+    # Ray Data unpickles the maker for every task; the store's open arrays should outlive one.
+    return VolumeStore.open(path, threads=threads)

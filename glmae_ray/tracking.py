@@ -15,6 +15,8 @@ import numpy as np
 
 METRICS = "metrics.jsonl"
 _PLAIN_LINE_S = 10.0
+# Parts of a run that follow one another.
+_SECONDS = ("first_batch_s", "interval_s", "aside_s")
 
 Record = dict[str, Any]
 
@@ -81,7 +83,7 @@ def summarise(run: Path) -> Record:
     summary = {
         "steps": records[-1]["step"],
         "samples": records[-1]["samples"],
-        "wall_s": sum(r.get("interval_s", 0) + r.get("aside_s", 0) for r in records),
+        "wall_s": sum(r.get(name, 0.0) for r in records for name in _SECONDS),
         "samples_per_s": sum(r["interval_samples"] for r in trained) / train_s,
         "data_wait_share": sum(r["data_wait_s"] for r in trained) / train_s,
         "peak_memory_bytes": max(r["peak_memory_bytes"] for r in trained),

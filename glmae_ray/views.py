@@ -7,12 +7,14 @@ result does not depend on threads, vector units or a matrix library.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 Size = tuple[int, int, int]
-Box = tuple[tuple[int, int, int], tuple[int, int, int]]
+Box = Sequence[Sequence[int]]  # start and stop along Z, Y, X
 
 # Views of floating-point cases span these codes between the ends of their window.
 _CODES = (-32767.0, 32767.0)
@@ -21,7 +23,7 @@ _CODES = (-32767.0, 32767.0)
 class Reader(Protocol):
     """What a view needs of a store."""
 
-    def read_many(self, requests: list[tuple[str, int, Box]]) -> list[np.ndarray]:
+    def read_many(self, requests: Sequence[tuple[str, int, Box]]) -> list[np.ndarray]:
         """Read boxes (case, level, box in that level's voxels) as (C, Z, Y, X) arrays."""
 
 
@@ -34,7 +36,8 @@ class Source(NamedTuple):
     window: tuple[float, float]  # the intensities that become 0 and 1
 
 
-class Taps(NamedTuple):
+@dataclass(frozen=True)
+class Taps:
     """One axis of a resize: which source voxels make each output voxel, and their weights."""
 
     start: int  # first source voxel that is needed

@@ -84,7 +84,11 @@ def test_a_config_file_that_cannot_be_read_is_named(tmp_path):
     broken, listing = tmp_path / "broken.yaml", tmp_path / "list.yaml"
     broken.write_text("a: [")
     listing.write_text("- a")
-    for path, why in ((tmp_path / "no.yaml", "No such file"), (broken, "not YAML"), (listing, "list")):
+    for path, why in (
+        (tmp_path / "no.yaml", "No such file"),
+        (broken, "not YAML"),
+        (listing, "list"),
+    ):
         with pytest.raises(UserError, match=why) as caught:
             load(PretrainConfig, [str(path)])
         assert str(path) in str(caught.value)
@@ -117,7 +121,7 @@ def test_an_ablation_uses_only_what_its_weights_ask_for():
 
 
 def test_split_shares_have_to_sum_to_one():
-    with pytest.raises(UserError, match="sum to 1.1, not 1"):
+    with pytest.raises(UserError, match=r"sum to 1\.1, not 1"):
         load(IngestConfig, ["source=a", "store=b", "splits=[0.9,0.1,0.1]"])
 
 

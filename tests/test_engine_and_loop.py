@@ -19,7 +19,12 @@ from glmae_ray.models.glmae import GLMAE
 from tests.conftest import tiny_config
 from tests.models.test_glmae import make_batch
 
-STAGES = ["engine.zero_stage=0", "engine.zero_stage=1", "engine.zero_stage=2", "engine.zero_stage=3"]
+STAGES = [
+    "engine.zero_stage=0",
+    "engine.zero_stage=1",
+    "engine.zero_stage=2",
+    "engine.zero_stage=3",
+]
 
 
 def build_engine(cfg: PretrainConfig) -> Engine:

@@ -30,6 +30,8 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
         if address:
             ray.init(address=address, logging_level=logging.WARNING)
         else:
+            # The cluster of one process that goes with it: its token concerns nobody.
+            logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
             # Two logical CPUs at least: a trainer and its reader share even a single core.
             cpus = max(2, os.cpu_count() or 1)
             ray.init(

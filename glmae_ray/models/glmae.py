@@ -175,7 +175,9 @@ class GLMAE(nn.Module):
         return {kind: self._picture(self._masked(batch, kind)) for kind in self.loss.reconstructed}
 
     def _objective(self, batch: Batch, teacher_temperature: float) -> Batch:
-        cfg, terms, monitors = self.loss, {}, {}
+        cfg = self.loss
+        terms: Batch = {}
+        monitors: Batch = {}
         cls: dict[str, Tensor] = {}
         masked = {kind: self._masked(batch, kind) for kind in cfg.kinds}
         for kind in cfg.masked_kinds:
@@ -230,7 +232,9 @@ class GLMAE(nn.Module):
 
     def _consistency(self, teacher_BVK: Tensor, cls: dict[str, Tensor]) -> tuple[Batch, Batch]:
         """The consistency terms, and what tells a collapse: entropies, divergence, centre."""
-        cfg, terms, monitors = self.loss, {}, {}
+        cfg = self.loss
+        terms: Batch = {}
+        monitors: Batch = {}
         entropy = losses.entropy(teacher_BVK)
         if cfg.w_gg > 0:
             student = losses.student_log_probabilities(
@@ -271,7 +275,7 @@ class GLMAE(nn.Module):
         self.teacher_sum.zero_()
         self.teacher_views.zero_()
 
-    def teacher_and_student(self) -> tuple[list[Tensor], list[Tensor]]:
+    def teacher_and_student(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The parameters of the teacher and, in the same order, those it follows."""
         teacher = [*self.teacher_encoder.parameters(), *self.teacher_head.parameters()]
         student = [*self.encoder.parameters(), *self.head.parameters()]

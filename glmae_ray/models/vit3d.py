@@ -155,10 +155,7 @@ class Encoder(nn.Module):
         """
         x = self.patch_embed(patches_BKP)
         positions = sincos_positions(grid, x.shape[-1]).to(x.device)
-        if kept_BK is None:
-            x = x + positions[1:]
-        else:
-            x = x + positions[1:][kept_BK]
+        x = x + (positions[1:] if kept_BK is None else positions[1:][kept_BK])
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         for block in self.blocks:
             x = block(x)

@@ -117,7 +117,11 @@ def test_gradients_equal_finite_differences_in_float64():
         return module(batch)["loss"]
 
     loss().backward()
-    for parameter, index in ((weight, (3,)), (query, (5, 7)), (module.encoder.cls_token, (0, 0, 2))):
+    for parameter, index in (
+        (weight, (3,)),
+        (query, (5, 7)),
+        (module.encoder.cls_token, (0, 0, 2)),
+    ):
         step = 1e-6
         with torch.no_grad():
             parameter[index] += step
@@ -238,6 +242,11 @@ def test_a_picture_is_the_original_where_nothing_was_hidden_and_denormalised_whe
     assert hidden.float().mean().item() == pytest.approx(1 - math.floor(24 * 0.4) / 24, abs=0.2)
     assert torch.equal(rebuilt[~hidden], original[~hidden])
     for corner in np.ndindex(2, 3, 4):
-        place = (0, 0, 0, *(slice(c * p, c * p + p) for c, p in zip(corner, (8, 4, 2), strict=True)))
+        place = (
+            0,
+            0,
+            0,
+            *(slice(c * p, c * p + p) for c, p in zip(corner, (8, 4, 2), strict=True)),
+        )
         if hidden[place].all():
             torch.testing.assert_close(rebuilt[place], original[place].mean().expand(8, 4, 2))
