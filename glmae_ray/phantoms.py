@@ -28,7 +28,7 @@ _TISSUES: dict[str, tuple[float, float, str, str | None]] = {
     "organ": (130, 10, "background", None),
     "blood": (185, 15, "background", None),
     "fluid": (15, 8, "background", None),
-    "air": (-1000, 0, "background", None),
+    "air": (-1020, 0, "background", None),  # as scanners that cut off at -1024 show it
     "lung": (-850, 30, "lungs", None),
     "lung vessel": (40, 15, "lungs", "lungs"),
     "bone": (700, 80, "spine", None),
@@ -87,6 +87,7 @@ _STOMACH = ((-66, 14, 0), (-52, 30, -24), (-30, 42, -38))
 _TORSO_MM = np.array([132, 88, 165], np.float32)  # half-axes of the muscle wall, half of the height
 _EDGE_MM = 2.5  # an edge is about a voxel wide: the partial volume of a real scanner
 _BEND_MM = 3.0  # largest amplitude of each of the two waves that bend a coordinate
+_SHADING_HU, _SHADED_HU = 10.0, -950  # of each wave; air stays as it is
 _FLOOR_HU = -1024  # what scanners write outside their circular field of view
 
 
@@ -291,15 +292,26 @@ def _paint_spine(person: _Person) -> None:
 
 
 def _scan(hu: Array, rng: np.random.Generator) -> NDArray[np.int16]:
-    """Add a scanner's noise, smooth from voxel to voxel, and its circular field of view."""
+    """Add shading, a scanner's noise smooth from voxel to voxel, and its circular field of view."""
     noise = rng.standard_normal(hu.shape, np.float32)
     for axis in (0, 1):
         noise += 0.5 * (np.roll(noise, 1, axis) + np.roll(noise, -1, axis))
-    sigma_hu = rng.uniform(10, 18) / 1.5  # the two smoothings raise sigma by 1.5
-    image = np.rint(hu + sigma_hu * noise).clip(_FLOOR_HU).astype(np.int16)
+    sigma_hu = rng.uniform(3, 6) / 1.5  # the two smoothings raise sigma by 1.5
+    shaded = hu + _shading(hu.shape, rng) * (hu > _SHADED_HU)
+    image = np.rint(shaded + sigma_hu * noise).clip(_FLOOR_HU).astype(np.int16)
     x, y = (np.arange(n) - (n - 1) / 2 for n in hu.shape[:2])
     image[np.hypot(x[:, None], y) > max(hu.shape[:2]) / 2] = _FLOOR_HU
     return image
+
+
+def _shading(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Slow waves of some HU, as scatter and uneven contrast leave: no tissue is quite flat."""
+    field = np.zeros(shape, np.float32)
+    for axis, side in enumerate(shape):
+        turns, phase = rng.uniform(1.5, 3.5), rng.uniform(0, 2 * np.pi)
+        wave = np.sin(2 * np.pi * turns * np.arange(side, dtype=np.float32) / side + phase)
+        field += _SHADING_HU * wave.reshape([-1 if a == axis else 1 for a in range(3)])
+    return field
 
 
 def _to_file_axes(person: _Person, spacing: NDArray[np.float64], number: int) -> Scan:

@@ -275,10 +275,13 @@ class GLMAE(nn.Module):
         self.teacher_sum.zero_()
         self.teacher_views.zero_()
 
-    def teacher_and_student(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    def teacher_and_student(self) -> tuple[list[Tensor], list[Tensor]]:
         """The parameters of the teacher and, in the same order, those it follows."""
-        teacher = [*self.teacher_encoder.parameters(), *self.teacher_head.parameters()]
-        student = [*self.encoder.parameters(), *self.head.parameters()]
+        teacher: list[Tensor] = [
+            *self.teacher_encoder.parameters(),
+            *self.teacher_head.parameters(),
+        ]
+        student: list[Tensor] = [*self.encoder.parameters(), *self.head.parameters()]
         return teacher, student
 
     def _held_out(self, batch: Batch) -> Batch:

@@ -6,7 +6,6 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
-import ray
 
 from glmae_ray.cli import main
 from glmae_ray.store.index import VolumeIndex, read_quarantine
@@ -15,16 +14,7 @@ from glmae_ray.volume import to_source_axes
 from tests.store import scans
 from tests.store.scans import write_nifti
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    """One Ray for the module: each job joins it."""
-    if not ray.is_initialized():
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
 @pytest.fixture

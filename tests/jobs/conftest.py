@@ -1,0 +1,32 @@
+"""One Ray for the tests of jobs, and a small store to train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from glmae_ray.cli import main
+from tests.store.scans import voxels, write_nifti
+
+
+@pytest.fixture(scope="package")
+def local_ray():
+    """Four logical CPUs for two workers, their readers and a margin; jobs join it."""
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="package")
+def small_store(local_ray, tmp_path_factory) -> Path:
+    """Twelve people with grids of unequal sides, about half of them for training."""
+    folder = tmp_path_factory.mktemp("people")
+    for seed in range(12):
+        data = voxels((34 + seed, 30, 26 + seed % 3), seed=seed)
+        write_nifti(folder / "scans" / f"p{seed:02d}.nii.gz", data, axes="RAS")
+    store = folder / "store"
+    words = [f"source={folder / 'scans'}", f"store={store}", "splits=[0.6,0.4,0.0]"]
+    assert main(["ingest", *words]) == 0
+    return store

@@ -1,0 +1,275 @@
+"""`glmae pretrain` through its door: what it leaves, workers, kills, and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from glmae_ray.cli import main
+from glmae_ray.config import PretrainConfig
+from glmae_ray.config_loading import load
+from glmae_ray.models.vit3d import Encoder
+from glmae_ray.pipeline import rank_batches, sample_maker, train_dataset
+from glmae_ray.tracking import read_metrics
+from tests.conftest import TINY
+
+pytestmark = pytest.mark.ray
+
+WORDS = [
+    *TINY,
+    "steps=8",
+    "optim.base_lr=0.1",
+    "optim.warmup_steps=2",
+    "log.every_steps=1",
+    "save.every_steps=2",
+    "validation.every_steps=4",
+    "validation.samples=4",
+]
+
+
+def words(store: Path, run: Path, *more: str) -> list[str]:
+    return ["pretrain", *WORDS, f"store={store}", f"run={run}", *more]
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {r["step"]: r["loss"] for r in read_metrics(run) if "loss" in r}
+
+
+@pytest.fixture(scope="module")
+def finished_run(small_store, tmp_path_factory) -> Path:
+    """A run of two workers, left alone from start to end."""
+    run = tmp_path_factory.mktemp("runs") / "two"
+    assert main(words(small_store, run, "resources.workers=2")) == 0
+    return run
+
+
+def test_a_run_leaves_the_folder_that_the_readme_promises(finished_run):
+    config = json.loads((finished_run / "config.json").read_text())
+    assert PretrainConfig.model_validate(config).resources.workers == 2
+    facts = json.loads((finished_run / "environment.json").read_text())
+    assert facts["packages"]["torch"] == torch.__version__
+    assert len(facts["store_fingerprint"]) == 64
+    assert any((finished_run / "tensorboard").iterdir())
+    for kind in ("global", "local"):
+        for step in (0, 4, 8):
+            with Image.open(finished_run / "pictures" / f"{kind}_{step:07d}.png") as picture:
+                assert picture.width > 600
+    summary = json.loads((finished_run / "summary.json").read_text())
+    assert (summary["steps"], summary["samples"]) == (8, 32)
+    for name in ("wall_s", "samples_per_s", "peak_memory_bytes"):
+        assert summary[name] > 0
+    assert 0 <= summary["data_wait_share"] <= 1
+    held_out = summary["val_reconstruction"]
+    assert held_out["r2"] == pytest.approx(1 - held_out["last"] / held_out["trivial"])
+    assert held_out["best"] <= held_out["last"] < held_out["first"]
+
+
+def test_every_step_is_logged_once_with_its_terms_and_costs(finished_run):
+    records = [r for r in read_metrics(finished_run) if "loss" in r]
+    assert [r["step"] for r in records] == list(range(1, 9))
+    for record in records:
+        parts = [record[f"weighted_{name}"] for name in ("rl", "rg", "gg", "gl")]
+        assert record["loss"] == pytest.approx(sum(parts), rel=1e-5)
+        assert record["gradient_norm"] > 0
+        assert 0 <= record["data_wait_share"] <= 1
+    assert records[0]["teacher_momentum"] == pytest.approx(0.996)
+
+
+def test_the_encoder_file_rebuilds_the_encoder_without_the_run(finished_run):
+    facts = json.loads((finished_run / "encoder.json").read_text())
+    shape = {name: facts[name] for name in ("channels", "width", "depth", "heads")}
+    encoder = Encoder(patch=tuple(facts["patch"]), **shape)
+    encoder.load_state_dict(load_file(finished_run / "encoder.safetensors"))
+    z, y, x = facts["grid"]["global"]
+    features = encoder(torch.rand(1, z * y * x, np.prod(facts["patch"])), grid=(z, y, x))
+    assert features.shape == (1, 1 + z * y * x, facts["width"])
+    assert facts["step"] == 8
+
+
+def test_one_worker_that_accumulates_has_the_same_curve_as_two(finished_run, small_store, tmp_path):
+    assert main(words(small_store, tmp_path / "one", "engine.micro_batch=2")) == 0
+    # Terms are logged as rank 0 saw them; what both see is the held-out reconstruction.
+    assert held_out(tmp_path / "one") == pytest.approx(held_out(finished_run), rel=1e-4)
+
+
+def held_out(run: Path) -> list[float]:
+    return [r["val_reconstruction"]["loss"] for r in read_metrics(run) if "val_reconstruction" in r]
+
+
+def test_the_same_command_after_the_end_does_nothing(finished_run, small_store, capsys):
+    before = (finished_run / "metrics.jsonl").read_bytes()
+    assert main(words(small_store, finished_run, "resources.workers=2")) == 0
+    assert (finished_run / "metrics.jsonl").read_bytes() == before
+    out = capsys.readouterr().out
+    assert "has done its 8 steps already" in out
+    assert out.splitlines()[-1] == f"run: {finished_run}"
+
+
+def test_a_killed_run_goes_on_with_the_same_command_as_if_nothing_had_happened(
+    finished_run, small_store, tmp_path, capsys
+):
+    run = tmp_path / "killed"
+    command = [
+        sys.executable,
+        "-m",
+        "glmae_ray.cli",
+        *words(small_store, run, "resources.workers=2"),
+    ]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    driver = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    _wait_for_step(run, 5, driver)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert not (run / "summary.json").exists()
+    assert main(words(small_store, run, "resources.workers=2")) == 0
+    assert losses(run) == pytest.approx(losses(finished_run), rel=1e-5)
+    assert held_out(run) == pytest.approx(held_out(finished_run), rel=1e-5)
+
+
+def _wait_for_step(run: Path, step: int, driver: subprocess.Popen) -> None:
+    until = time.monotonic() + 240
+    while max(losses(run), default=0) < step:
+        assert time.monotonic() < until, "the run did not get there"
+        assert driver.poll() is None, "the run ended too early to be killed"
+        time.sleep(0.02)
+
+
+@ray.remote(num_cpus=0)
+class Rank:
+    """Consumes one shard at its own pace."""
+
+    def numbers(self, shard, pause_s: float) -> list[list[int]]:
+        seen = []
+        for batch in shard.iter_batches(batch_size=2, prefetch_batches=2):
+            seen.append(batch["number"].tolist())
+            time.sleep(pause_s)
+        return seen
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_step_g_consumes_samples_g_b_to_g_plus_1_b_whatever_the_pace(small_store, workers):
+    shape = ("steps=5", "global_batch=6", "engine.micro_batch=2", f"resources.workers={workers}")
+    cfg = load(PretrainConfig, words(small_store, Path("r"), *shape)[1:])
+    dataset = train_dataset(sample_maker(cfg, split="train", kinds=("local",)), cfg=cfg, start=2)
+    dataset.context.execution_options.preserve_order = True
+    shards = dataset.streaming_split(workers, equal=True)
+    ranks = [Rank.remote() for _ in shards]
+    seen = ray.get(
+        [
+            rank.numbers.remote(shard, 0.1 * number)
+            for number, (rank, shard) in enumerate(zip(ranks, shards, strict=True))
+        ]
+    )
+    per_step = 3 // workers
+    for step in range(3):
+        of_step = [
+            batch for rank in seen for batch in rank[step * per_step : (step + 1) * per_step]
+        ]
+        numbers = sorted(number for batch in of_step for number in batch)
+        assert numbers == list(range((step + 2) * 6, (step + 3) * 6))
+
+
+def test_views_through_ray_are_those_made_in_process(small_store):
+    cfg = load(PretrainConfig, words(small_store, Path("r"))[1:])
+    maker = sample_maker(cfg, split="train", kinds=("global", "local"))
+    dataset = train_dataset(maker, cfg=cfg, start=0)
+    dataset.context.execution_options.preserve_order = True
+    (shard,) = dataset.streaming_split(1, equal=True)
+    batch = next(rank_batches(shard, cfg=cfg, start=0, rank=0))
+    expected = maker.make({"number": np.arange(4)})
+    del expected["number"]
+    assert batch.keys() == expected.keys()
+    for name, column in expected.items():
+        assert torch.equal(batch[name], torch.from_numpy(column)), name
+    assert batch["global"].dtype == torch.int16
+
+
+def test_a_batch_out_of_place_stops_the_run(small_store):
+    cfg = load(PretrainConfig, words(small_store, Path("r"))[1:])
+    dataset = train_dataset(sample_maker(cfg, split="train", kinds=("local",)), cfg=cfg, start=1)
+    (shard,) = dataset.streaming_split(1, equal=True)
+    with pytest.raises(RuntimeError, match="rank 0 was given"):
+        next(rank_batches(shard, cfg=cfg, start=0, rank=0))
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("resources.workers=4", "resources.workers: 4 at 1 CPU each and 1 CPU to make their views"),
+        ("resources.gpu=true", "resources.workers: 1 need a GPU each; the cluster has 0"),
+        ("engine.precision=fp16", "engine.precision: fp16 needs GPUs"),
+        ("model.channels=2", "model.channels: 2, but the store's cases have [1]"),
+        ("run=s3://bucket/run", "s3://bucket/run: is a URL"),
+    ],
+)
+def test_what_cannot_run_is_one_line_and_nothing_is_written(
+    small_store, tmp_path, capsys, word, line
+):
+    run = tmp_path / "run"
+    assert main(words(small_store, run, "resources.cpus_per_worker=1", word)) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert line in errors[0]
+    assert not run.exists()
+
+
+def test_stores_that_cannot_be_trained_on_are_one_line(small_store, tmp_path, capsys):
+    changed = tmp_path / "changed"
+    shutil.copytree(small_store, changed)
+    document = json.loads((changed / "zarr.json").read_text())
+    document["attributes"]["glmae"]["format"] = 99
+    (changed / "zarr.json").write_text(json.dumps(document))
+    (tmp_path / "folder").mkdir()
+    for store, line in (
+        (changed, "has format 99"),
+        (tmp_path / "nowhere", "does not exist"),
+        (tmp_path / "folder", "is not a store that glmae made"),
+    ):
+        assert main(words(store, tmp_path / "run")) == 2
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 1
+        assert line in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_continued_with_what_would_change_it(
+    finished_run, small_store, tmp_path, capsys
+):
+    assert main(words(small_store, finished_run, "seed=3", "steps=9")) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert "seed: 3, but" in errors[0]
+    assert "was started with 0" in errors[0]
+    assert "steps: 9" in errors[1]
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(words(small_store, tmp_path)) == 2
+    assert "is not a run folder and not empty" in capsys.readouterr().err
+
+
+def test_a_store_that_changed_under_a_run_is_refused(finished_run, small_store, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    facts = json.loads((run / "environment.json").read_text())
+    facts["store_fingerprint"] = "f" * 64
+    (run / "environment.json").write_text(json.dumps(facts))
+    assert main(words(small_store, run, "resources.workers=2")) == 2
+    assert "its fingerprint was ffffffffffff" in capsys.readouterr().err
