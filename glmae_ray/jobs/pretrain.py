@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -101,7 +102,8 @@ def _check_store(cfg: PretrainConfig) -> str:
 def _check_run(cfg: PretrainConfig, folder: Path, fingerprint: str) -> bool:
     """See that the folder is new or of the same run; whether that run is complete."""
     if not (folder / "config.json").exists():
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        # A kill may come between environment.json and config.json.
+        if folder.exists() and (folder.is_file() or set(os.listdir(folder)) - {"environment.json"}):
             raise UserError(f"run: {folder} is not a run folder and not empty; name another")
         return False
     before = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -23,6 +23,7 @@ from glmae_ray.config import PretrainConfig
 from glmae_ray.config_loading import load
 from glmae_ray.models.vit3d import Encoder
 from glmae_ray.pipeline import rank_batches, sample_maker, train_dataset
+from glmae_ray.store.zarr_store import VolumeStore
 from glmae_ray.tracking import read_metrics
 from tests.conftest import TINY
 
@@ -240,7 +241,9 @@ def test_stores_that_cannot_be_trained_on_are_one_line(small_store, tmp_path, ca
     document["attributes"]["glmae"]["format"] = 99
     (changed / "zarr.json").write_text(json.dumps(document))
     (tmp_path / "folder").mkdir()
+    VolumeStore.create(tmp_path / "empty")
     for store, line in (
+        (tmp_path / "empty", "has no index.parquet"),
         (changed, "has format 99"),
         (tmp_path / "nowhere", "does not exist"),
         (tmp_path / "folder", "is not a store that glmae made"),
