@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray.train
 import ray.train.torch
 import torch
@@ -54,6 +54,7 @@ class _Sitting:
             self._log = RunLog(Path(cfg.run), step=start, tensorboard=cfg.log.tensorboard)
         self._first_wait_s: float | None = None
         self._interval: list[StepInfo] = []
+        self._peak_memory = 0
 
     def _make_held_out(self) -> list[dict[str, torch.Tensor]]:
         cfg = self._cfg
@@ -125,6 +126,7 @@ class _Sitting:
             record["first_batch_s"] = self._first_wait_s
             interval_s, wait_s = interval_s - self._first_wait_s, wait_s - self._first_wait_s
         samples = len(steps) * self._cfg.global_batch
+        self._peak_memory = max(self._peak_memory, _memory(self._engine.device))
         record |= {name: value.item() for name, value in info.outputs.items()}
         record |= info.schedule._asdict()
         record |= {
@@ -135,7 +137,7 @@ class _Sitting:
             "data_wait_s": wait_s,
             "data_wait_share": wait_s / interval_s,
             "samples_per_s": samples / interval_s,
-            "peak_memory_bytes": _peak_memory(self._engine.device),
+            "peak_memory_bytes": self._peak_memory,
         }
         self._log.write(record)
 
@@ -154,8 +156,13 @@ def _share_cores(workers_here: int) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers_here))
 
 
-def _peak_memory(device: torch.device) -> int:
-    """Peak bytes of this worker: device memory on CUDA, else resident memory."""
+def _memory(device: torch.device) -> int:
+    """Bytes that this worker holds: the device's peak on CUDA, else its own resident memory now.
+
+    Shared pages are left out: they are Ray's object store, which a worker maps bit by bit, and
+    would look like a leak.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = psutil.Process().memory_info()
+    return memory.rss - memory.shared
