@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from glmae_ray.config import RayConfig, UserError
+
+_KNOCK_S = 10.0
 
 
 @contextmanager
@@ -28,6 +31,7 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
     address = cfg.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
+            _knock(address)
             ray.init(address=address, logging_level=logging.WARNING)
         else:
             # The cluster of one process that goes with it: its token concerns nobody.
@@ -40,10 +44,17 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.WARNING,
             )
-    except ConnectionError as error:
+    except OSError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"ray.address: {address} does not answer ({reason})") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise an OSError where no one listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()

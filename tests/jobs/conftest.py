@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from tests.store.scans import voxels, write_nifti
 
 
 @pytest.fixture(scope="package")
-def local_ray():
-    """Four logical CPUs for two workers, their readers and a margin; jobs join it."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
+def local_ray() -> Iterator[str]:
+    """Four logical CPUs for two workers, their readers and a margin; its address."""
+    context = ray.init(
+        num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+    yield context.address_info["address"]
     ray.shutdown()
 
 
