@@ -28,29 +28,25 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = cfg.address or os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            _knock(address)
-            ray.init(address=address, logging_level=logging.WARNING)
-        else:
-            # The cluster of one process that goes with it: its token concerns nobody.
-            logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-            # Two logical CPUs at least: a trainer and its reader share even a single core.
-            cpus = max(2, os.cpu_count() or 1)
-            ray.init(
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"ray.address: {address} does not answer ({reason})") from None
+    if address := cfg.address or os.environ.get("RAY_ADDRESS"):
+        _join(address)
+    else:
+        _start_here()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        _knock(address)
+        ray.init(address=address, logging_level=logging.WARNING)
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"ray.address: {address} does not answer ({reason})") from None
 
 
 def _knock(address: str) -> None:
@@ -58,3 +54,18 @@ def _knock(address: str) -> None:
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+
+
+def _start_here() -> None:
+    import ray
+
+    # The cluster of one process that goes with it: its token concerns nobody.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    # Two logical CPUs at least: a trainer and its reader share even a single core.
+    cpus = max(2, os.cpu_count() or 1)
+    ray.init(
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
