@@ -101,7 +101,7 @@ def train_dataset(maker: SampleMaker, *, cfg: PretrainConfig, start: int) -> ray
     first, total = start * cfg.global_batch, (cfg.steps - start) * cfg.global_batch
     # Few blocks of bare numbers, cut lazily: a read task a micro-batch would cost 1.5 ms each
     # before the first batch, half a minute for a run of 20,000.
-    numbers = ray.data.range(total, override_num_blocks=-(-total // _NUMBERS_PER_BLOCK))
+    numbers = ray.data.range(total, override_num_blocks=1 + total // _NUMBERS_PER_BLOCK)
     # A block that Ray splits or merges by size would break the alignment of steps.
     numbers.context.target_max_block_size = None
 

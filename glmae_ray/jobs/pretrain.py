@@ -17,8 +17,9 @@ from glmae_ray.store.index import VolumeIndex
 from glmae_ray.store.zarr_store import VolumeStore
 from glmae_ray.tracking import progress, summarise
 
-# What may differ when a run is continued: none of it changes a sample or an update.
-_FREE = {"resources", "ray", "save", "log", "pipeline"}
+# What may differ when a run is continued: none of it changes a sample or an update. Folders may
+# move; the store is known by its fingerprint.
+_FREE = {"store", "run", "resources", "ray", "save", "log", "pipeline"}
 _PACKAGES = ("glmae-ray", "torch", "ray", "deepspeed", "zarr", "tensorstore", "pyarrow", "monai")
 
 

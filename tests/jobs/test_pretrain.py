@@ -269,6 +269,18 @@ def test_a_run_is_not_continued_with_what_would_change_it(
     assert "is not a run folder and not empty" in capsys.readouterr().err
 
 
+def test_a_run_killed_between_its_last_checkpoint_and_its_end_is_finished(
+    finished_run, small_store, tmp_path
+):
+    run = tmp_path / "moved"
+    shutil.copytree(finished_run, run)
+    for name in ("summary.json", "encoder.safetensors"):
+        (run / name).unlink()
+    assert main(words(small_store, run, "resources.workers=2")) == 0
+    for name in ("summary.json", "encoder.safetensors", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (finished_run / name).read_bytes()
+
+
 def test_a_store_that_changed_under_a_run_is_refused(finished_run, small_store, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
