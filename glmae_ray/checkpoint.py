@@ -2,7 +2,7 @@
 
 CHECKPOINT/
   engine/       DeepSpeed's files: student, teacher, decoder, heads, centre; optimizer
-  state.json    step and samples consumed, the config, versions, store fingerprint
+  state.json    step and samples consumed, and the resolved config
 """
 
 from __future__ import annotations

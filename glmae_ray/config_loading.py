@@ -61,7 +61,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     if tree is not None and not isinstance(tree, dict):
         raise UserError(f"{path}: holds a {type(tree).__name__}; a config is key: value lines")
+    if odd := [key for key in tree or {} if not isinstance(key, str)]:
+        raise UserError(f"{path}: {odd[0]!r} is not the name of a field")
     return tree or {}
+
+
+def merge(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The tree with the changes put in, section by section; neither argument is touched."""
+    merged = dict(tree)
+    for key, value in changes.items():
+        below = merged.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def shipped(name: str) -> Path:

@@ -72,6 +72,8 @@ class Engine:
 
     def update_teacher(self, momentum: float) -> None:
         """Let the module's teacher follow its student, whatever the ZeRO stage did to both."""
+        if not self.module.loss.uses_teacher:
+            return
         with self.whole_parameters(change=True):
             self.module.update_teacher(momentum)
 

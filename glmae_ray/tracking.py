@@ -34,7 +34,7 @@ class RunLog:
         """
         self._run = run
         kept = [json.dumps(r) for r in read_metrics(run) if r["step"] <= step and step > 0]
-        _replace(run / METRICS, "".join(line + "\n" for line in kept))
+        replace_text(run / METRICS, "".join(line + "\n" for line in kept))
         self._writer = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -98,7 +98,7 @@ def summarise(run: Path) -> Record:
             "trivial": held_out[-1]["trivial"],
             "r2": held_out[-1]["r2"],
         }
-    _replace(run / "summary.json", json.dumps(summary, indent=2) + "\n")
+    replace_text(run / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -174,7 +174,8 @@ class _Lines:
         """Nothing to clear."""
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is, whatever is killed, the old one or the new one."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)

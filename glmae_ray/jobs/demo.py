@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from glmae_ray.config import DemoConfig, IngestConfig, PretrainConfig
-from glmae_ray.config_loading import build, read_yaml, shipped
+from glmae_ray.config_loading import build, merge, read_yaml, shipped
 from glmae_ray.jobs import ingest, pretrain
 from glmae_ray.phantoms import write_cohort
 
@@ -17,7 +17,7 @@ def run(cfg: DemoConfig) -> None:
         UserError: What ingest or pretrain found wrong.
     """
     out = Path(cfg.out).absolute()
-    tree = read_yaml(shipped("pretrain/demo.yaml")) | cfg.pretrain
+    tree = merge(read_yaml(shipped("pretrain/demo.yaml")), cfg.pretrain)
     changes = {"store": str(out / "store"), "run": str(out / "run"), "ray": cfg.ray.model_dump()}
     pretraining = build(PretrainConfig, tree | changes)
     people = out / "phantoms"

@@ -71,7 +71,8 @@ def ingest(cfg: IngestConfig) -> IngestResult:
     store = _planned(cfg) if is_new else _opened(cfg)
     if sources.ignored:
         print(f"{sources.ignored} other files under {cfg.source} are left alone")
-    words = (cfg.modality or item.modality or "CT" for item in sources.items)
+    # "ct" and "CT" are one modality, whose window is in HU.
+    words = ((cfg.modality or item.modality or "CT").upper() for item in sources.items)
     items = [replace(item, modality=word) for item, word in zip(sources.items, words, strict=True)]
     ledger = Ledger(store, items, splits=cfg.splits)
     if ledger.pending:

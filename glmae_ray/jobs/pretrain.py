@@ -15,11 +15,12 @@ from glmae_ray.config import PretrainConfig, UserError
 from glmae_ray.jobs.ray_session import ray_session
 from glmae_ray.store.index import VolumeIndex
 from glmae_ray.store.zarr_store import VolumeStore
-from glmae_ray.tracking import progress, summarise
+from glmae_ray.tracking import progress, replace_text, summarise
 
 # What may differ when a run is continued: none of it changes a sample or an update. Folders may
 # move; the store is known by its fingerprint.
 _FREE = {"store", "run", "resources", "ray", "save", "log", "pipeline"}
+_FIRST_FILES = {"environment.json", "environment.json.partial", "config.json.partial"}
 _PACKAGES = ("glmae-ray", "torch", "ray", "deepspeed", "zarr", "tensorstore", "pyarrow", "monai")
 
 
@@ -104,7 +105,7 @@ def _check_run(cfg: PretrainConfig, folder: Path, fingerprint: str) -> bool:
     """See that the folder is new or of the same run; whether that run is complete."""
     if not (folder / "config.json").exists():
         # A kill may come between environment.json and config.json.
-        if folder.exists() and (folder.is_file() or set(os.listdir(folder)) - {"environment.json"}):
+        if folder.exists() and (folder.is_file() or set(os.listdir(folder)) - _FIRST_FILES):
             raise UserError(f"run: {folder} is not a run folder and not empty; name another")
         return False
     before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -152,9 +153,9 @@ def _write_facts(cfg: PretrainConfig, folder: Path, fingerprint: str) -> None:
         "machine": f"{platform.system()} {platform.machine()}",
         "packages": {name: metadata.version(name) for name in _PACKAGES},
     }
-    (folder / "environment.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    replace_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
     text = json.dumps(cfg.model_dump(mode="json"), indent=2)
-    (folder / "config.json").write_text(text + "\n", "utf-8")
+    replace_text(folder / "config.json", text + "\n")
 
 
 def _git_commit() -> str | None:

@@ -83,7 +83,8 @@ class _Sitting:
             self.validate(step=step)
         if step % cfg.save.every_steps == 0 or last:
             began = time.perf_counter()
-            checkpoint.save(self._engine, state={"step": step, "samples": self._samples(step)})
+            state = {"step": step, "samples": self._samples(step)}
+            checkpoint.save(self._engine, state=state | {"config": cfg.model_dump(mode="json")})
             self._write_aside(step, began, {})
 
     def validate(self, *, step: int) -> None:

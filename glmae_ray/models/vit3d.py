@@ -8,7 +8,6 @@ which are also those of the published GL-MAE encoder file.
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
 import torch.nn.functional as F
@@ -169,8 +168,3 @@ def initialise(module: nn.Module) -> None:
             nn.init.xavier_uniform_(part.weight.flatten(1))
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Number of weights, frozen ones included."""
-    return sum(math.prod(p.shape) for p in module.parameters())
