@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmae_ray.store.index import INGEST_VERSION
-from glmae_ray.store.readers import Image, read_image, read_label
-from glmae_ray.store.scan import ReadError
+from glmae_ray.store.readers import Image, read_image, read_label, suffix_of
+from glmae_ray.store.scan import ImageFiles, ReadError
 from glmae_ray.store.sources import NNUNET_LABELS, SourceItem, printable
 from glmae_ray.store.statistics import foreground_box, intensities
 from glmae_ray.store.zarr_store import VolumeStore, make_pyramid, pyramid_factors
@@ -57,8 +57,12 @@ def take_in(pending: Pending, *, store: VolumeStore) -> Taken:
             record = {**known, **origin}
             store.write_record(item.case_id, record)
             return Taken(record, is_new=False)
-        image = read_image(item.images, case_id=item.case_id, modality=item.modality or "CT")
-        label = None if item.label is None else read_label(item.label, like=image.volume)
+        channels = [ImageFiles(suffix_of(path) or "", (path,)) for path in item.images]
+        image = read_image(channels, case_id=item.case_id, modality=item.modality)
+        label = None
+        if item.label is not None:
+            files = ImageFiles(suffix_of(item.label) or "", (item.label,))
+            label = read_label(files, like=image.volume)
     except ReadError:
         raise
     except Exception as error:  # an archive's worst file must not end the run

@@ -21,7 +21,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
-from glmae_ray.store.scan import MAX_VOXELS, MIN_SIDE, ReadError, Scan
+from glmae_ray.store.scan import ImageFiles, Limits, ReadError, Scan, check_shape
 
 _DEFLATE_LIMIT = 1032  # a deflate stream never unpacks to more than this many times its size
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
@@ -30,17 +30,18 @@ _READ_BYTES = 2**22
 _quiet = logging.Logger("nifti headers")  # nibabel prints every header that it repairs
 
 
-def read_nifti(path: Path) -> Scan:
+def read_nifti(files: ImageFiles, limits: Limits) -> Scan:
     """Read one file.
 
     Raises:
         ReadError: It is no NIfTI file, damaged, or not one 3-D image of plain numbers.
         OSError: The system cannot read it.
     """
+    (path,) = files.paths
     with _opened(path) as stream:
         try:
             header = _header(stream, path)
-            _check_claim(header, path)
+            _check_claim(header, path, limits, files.volume)
             stored = _voxels(header, stream, path)
             while stream.read(_READ_BYTES):
                 pass
@@ -86,17 +87,10 @@ def _header(stream: io.BufferedIOBase, path: Path) -> Any:
     return header
 
 
-def _check_claim(header: Any, path: Path) -> None:
+def _check_claim(header: Any, path: Path, limits: Limits, volume: int | None) -> None:
     """Refuse what cannot be before memory is taken for it."""
     shape = header.get_data_shape()
-    if len(shape) < 3 or math.prod(shape[3:]) != 1:
-        message = f"{path}: shape {shape}; split it into 3-D volumes"
-        raise ReadError("not_3d", message)
-    if min(shape[:3]) < MIN_SIDE:
-        raise ReadError("too_small", f"{path}: shape {shape}, a side is below {MIN_SIDE} voxels")
-    if math.prod(shape) > MAX_VOXELS:
-        message = f"{path}: shape {shape} is more than {MAX_VOXELS} voxels; crop or resample it"
-        raise ReadError("too_large", message)
+    check_shape(shape, where=path, limits=limits, volume=volume)
     most = path.stat().st_size * (_DEFLATE_LIMIT if _is_gzip(path) else 1)
     if header.get_data_offset() + math.prod(shape) * header.get_data_dtype().itemsize > most:
         raise _truncated(path)

@@ -7,7 +7,7 @@ stored is int16 where every value is an integer that fits, else float32.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,52 +15,75 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmae_ray.store.nifti import read_nifti
-from glmae_ray.store.scan import ReadError, Scan
+from glmae_ray.store.scan import LIMITS, ImageFiles, Limits, ReadError, Scan
 from glmae_ray.volume import Shape, Volume, canonical_affine, spacing_of, to_canonical
 
-READERS: dict[str, Callable[[Path], Scan]] = {".nii.gz": read_nifti, ".nii": read_nifti}
+Reader = Callable[[ImageFiles, Limits], Scan]
+READERS: dict[str, Reader] = {".nii.gz": read_nifti, ".nii": read_nifti}
 
 _INT16 = np.iinfo(np.int16)
 _EXACT_IN_FLOAT32 = 2**24
 
 
 class Image(NamedTuple):
-    """A volume, and what is needed to go back to the file's own axes."""
+    """A volume, what is needed to go back to the file's own axes, and facts about the reading."""
 
     volume: Volume
     source_affine: NDArray[np.float64]  # (4, 4), file index (x, y, z, 1) to RAS+ mm
     source_shape: Shape  # (X, Y, Z)
     reader: str
+    acquisition: Mapping[str, str]  # technical facts of the first channel
+    filled: int  # voxels of all channels that were not finite and got a value
 
 
-def read_image(paths: Sequence[str | Path], *, case_id: str, modality: str) -> Image:
-    """Read the file of each channel into one volume of int16 or float32.
+def read_image(
+    channels: Sequence[ImageFiles],
+    *,
+    case_id: str,
+    modality: str | None = None,
+    limits: Limits = LIMITS,
+    fill: bool = False,
+) -> Image:
+    """Read every channel into one volume of int16 or float32.
+
+    Args:
+        channels: The files of each channel.
+        case_id: Name of the volume.
+        modality: Its modality; None: what the file says, else CT.
+        limits: What is too small or too large.
+        fill: Put the smallest finite value in place of NaN and -infinity, the largest in place
+            of +infinity; without it such an image is refused.
 
     Raises:
         ReadError: A file cannot be read or is not fit to learn from; `reason` says which.
     """
-    placed = [_read(Path(path)) for path in paths]
+    placed = [_read(files, limits, fill=fill) for files in channels]
     first = placed[0]
-    for path, other in zip(paths, placed, strict=True):
+    for files, other in zip(channels, placed, strict=True):
+        where = files.paths[0]
         if not _same_grid(other, first.array.shape, first.affine):
-            message = f"{path}: not on the grid of {paths[0]}; resample the channels to one grid"
+            message = f"{where}: not on the grid of {channels[0].paths[0]}; resample to one grid"
             raise ReadError("bad_geometry", message)
         if other.array.min() == other.array.max():
-            message = f"{path}: every voxel is {other.array.flat[0]}; remove it"
+            message = f"{where}: every voxel is {other.array.flat[0]}; remove it"
             raise ReadError("constant", message)
     # A single channel needs no copy.
     array = np.stack([p.array for p in placed]) if len(placed) > 1 else first.array[np.newaxis]
-    volume = Volume(array, first.affine, modality, case_id)
-    return Image(volume, first.source_affine, first.source_shape, first.reader)
+    word = (modality or first.modality or "CT").upper()
+    volume = Volume(array, first.affine, word, case_id)
+    filled = sum(p.filled for p in placed)
+    return Image(
+        volume, first.source_affine, first.source_shape, first.reader, first.acquisition, filled
+    )
 
 
-def read_label(path: str | Path, *, like: Volume) -> NDArray[Any]:
+def read_label(files: ImageFiles, *, like: Volume, limits: Limits = LIMITS) -> NDArray[Any]:
     """Read a label map as uint8, or int16 where that is too narrow: (Z, Y, X) on `like`'s grid.
 
     Raises:
         ReadError: It cannot be read, lies on another grid, or holds values that are no labels.
     """
-    placed = _read(Path(path))
+    placed, path = _read(files, limits), files.paths[0]
     if not _same_grid(placed, like.shape, like.affine):
         message = f"{path}: not on the image's grid; resample it there, or remove it"
         raise ReadError("label_mismatch", message)
@@ -79,29 +102,34 @@ def suffix_of(path: str | Path) -> str | None:
 
 
 class _Placed(NamedTuple):
-    """One file on canonical axes."""
+    """One image on canonical axes."""
 
     array: NDArray[Any]  # (Z, Y, X), int16 or float32
     affine: NDArray[np.float64]  # (4, 4), index (z, y, x, 1) to RAS+ mm
     source_affine: NDArray[np.float64]
     source_shape: Shape
     reader: str
+    modality: str | None
+    acquisition: Mapping[str, str]
+    filled: int
 
 
-def _read(path: Path) -> _Placed:
-    suffix = suffix_of(path)
-    if suffix is None:
+def _read(files: ImageFiles, limits: Limits, *, fill: bool = False) -> _Placed:
+    path = files.paths[0]
+    reader = READERS.get(files.reader)
+    if reader is None:
         known = ", ".join(READERS)
         raise ReadError("unreadable", f"{path}: no reader for this kind of file (known: {known})")
     try:
-        scan = READERS[suffix](path)
+        scan = reader(files, limits)
     except OSError as error:
         reason = error.strerror or error
         raise ReadError("unreadable", f"{path}: {reason}; restore it") from error
     _check_geometry(scan, path)
-    array = to_canonical(_compact(scan.voxels, path), scan.affine)
+    voxels, filled = _filled(scan.voxels) if fill else (scan.voxels, 0)
+    array = to_canonical(_compact(voxels, path), scan.affine)
     affine = canonical_affine(scan.affine, source_shape=scan.shape)
-    return _Placed(array, affine, scan.affine, scan.shape, scan.reader)
+    return _Placed(array, affine, scan.affine, scan.shape, *scan[2:], filled)
 
 
 def _check_geometry(scan: Scan, path: Path) -> None:
@@ -115,11 +143,22 @@ def _check_geometry(scan: Scan, path: Path) -> None:
         raise ReadError("bad_geometry", f"{path}: axes in one plane; repair the header's affine")
 
 
+def _filled(voxels: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """The voxels with finite values only, and how many were not."""
+    wrong = ~np.isfinite(voxels) if voxels.dtype.kind == "f" else np.zeros(1, bool)
+    count = int(wrong.sum())
+    if count == 0 or count == wrong.size:  # nothing to do, or nothing to do it with
+        return voxels, 0
+    low, high = voxels[~wrong].min(), voxels[~wrong].max()
+    return np.nan_to_num(voxels, nan=low, neginf=low, posinf=high), count
+
+
 def _compact(voxels: NDArray[Any], path: Path) -> NDArray[Any]:
     """The same values as int16 where they all are integers in its range, else as float32."""
     low, high = voxels.min(), voxels.max()
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise ReadError("non_finite", f"{path}: NaN or infinity; fill them or remove the file")
+        message = f"{path}: NaN or infinity; mend it, or take it in with non_finite=fill"
+        raise ReadError("non_finite", message)
     fits = low >= _INT16.min and high <= _INT16.max
     if fits and (voxels.dtype.kind in "iu" or _is_integral(voxels)):
         return voxels.astype(np.int16, copy=False)

@@ -1,7 +1,10 @@
-"""Scan: what a reader makes of one file; and ReadError, with the reasons that a file can fail."""
+"""What a reader is given, what it makes of it, and the reasons for which an image can fail."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +27,25 @@ REASONS = (
     "label_not_integer",
     "duplicate",  # voxels that another case of the store has
 )
-MAX_VOXELS = 2**31  # 4 GiB of int16; eight times a CT of 1024 slices of 512x512
-MIN_SIDE = 8  # voxels; half a patch of the default model
+
+
+class Limits(NamedTuple):
+    """What is too small or too large to become a case."""
+
+    min_side: int = 4  # voxels along the shortest axis; below lie scouts and single slices
+    min_voxels: int = 4096  # one patch of the default model
+    max_voxels: int = 2**31  # 4 GiB of int16; eight times a CT of 1024 slices of 512x512
+
+
+LIMITS = Limits()
+
+
+class ImageFiles(NamedTuple):
+    """The files of one 3-D image (one channel), on this machine."""
+
+    reader: str  # key of READERS
+    paths: tuple[Path, ...]  # the file; a header and its data file; the slices of a series
+    volume: int | None = None  # which one to take, from 0, where a file holds several
 
 
 class ReadError(Exception):
@@ -43,14 +63,52 @@ class ReadError(Exception):
 
 
 class Scan(NamedTuple):
-    """What one file holds, in its own axes."""
+    """One 3-D image in its own axes."""
 
     voxels: NDArray[Any]  # (X, Y, Z)
     affine: NDArray[np.float64]  # (4, 4), index (x, y, z, 1) to RAS+ mm
     reader: str
+    modality: str | None = None  # where the file says it
+    acquisition: Mapping[str, str] = {}  # technical facts on an allow-list, from DICOM
 
     @property
     def shape(self) -> Shape:
         """Sides (X, Y, Z) in voxels."""
         x, y, z = self.voxels.shape
         return x, y, z
+
+
+def check_shape(
+    shape: Sequence[int], *, where: Path, limits: Limits, volume: int | None = None
+) -> None:
+    """Refuse what cannot become a case, by the claim of its header, before memory is taken.
+
+    Args:
+        shape: All axes of the image, the first three (X, Y, Z), then any others.
+        where: For the message.
+        limits: See there.
+        volume: Which one of several volumes is wanted.
+
+    Raises:
+        ReadError: not_3d, too_small or too_large.
+    """
+    shape = tuple(int(side) for side in shape)
+    several = math.prod(shape[3:])
+    if len(shape) < 3 or several < 1:
+        raise ReadError("not_3d", f"{where}: shape {shape}; a 3-D volume is needed")
+    if several > 1 and volume is None:
+        message = f"{where}: shape {shape} holds {several} volumes; volume=K takes in number K"
+        raise ReadError("not_3d", message)
+    if several > 1 and volume is not None and not 0 <= volume < several:
+        message = f"{where}: shape {shape} has no volume {volume}; choose from 0 to {several - 1}"
+        raise ReadError("not_3d", message)
+    sides = shape[:3]
+    if min(sides) < limits.min_side:
+        message = f"{where}: shape {sides}, a side is below limits.min_side={limits.min_side}"
+        raise ReadError("too_small", message)
+    if math.prod(sides) < limits.min_voxels:
+        message = f"{where}: shape {sides}, fewer voxels than limits.min_voxels={limits.min_voxels}"
+        raise ReadError("too_small", message)
+    if math.prod(sides) > limits.max_voxels:
+        message = f"{where}: shape {sides}, more voxels than limits.max_voxels={limits.max_voxels}"
+        raise ReadError("too_large", f"{message}; crop or resample it")
