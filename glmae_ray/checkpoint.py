@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from glmae_ray.config import PretrainConfig
 from glmae_ray.engine import Engine
+from glmae_ray.paths import publish
 
 FOLDER = "checkpoints"  # in the run folder; Ray Train's name for the run
 _STATE = "state.json"
@@ -79,7 +80,7 @@ def export_encoder(engine: Engine, *, cfg: PretrainConfig, folder: Path, step: i
     save_file({name: value.to(torch.float32) for name, value in tensors.items()}, partial)
     partial.replace(folder / "encoder.safetensors")
     text = json.dumps(encoder_facts(cfg, step=step), indent=2)
-    (folder / "encoder.json").write_text(text + "\n", encoding="utf-8")
+    publish(folder / "encoder.json", text + "\n")
 
 
 def encoder_facts(cfg: PretrainConfig, *, step: int) -> dict[str, Any]:

@@ -10,14 +10,19 @@ import traceback
 from pathlib import Path
 
 from glmae_ray import __version__
-from glmae_ray.config import DemoConfig, IngestConfig, JobConfig, PretrainConfig, UserError
+from glmae_ray.config import DemoConfig, JobConfig, PretrainConfig
 from glmae_ray.config_loading import load
+from glmae_ray.config_store import IngestConfig, InspectConfig
+from glmae_ray.errors import UserError
 
 VERBS: dict[str, tuple[type[JobConfig], str]] = {
     "demo": (DemoConfig, "the whole path on phantom people, in minutes on 2 cores"),
     "ingest": (IngestConfig, "scans (source=...) into a Zarr store (store=...)"),
+    "inspect": (InspectConfig, "what a store holds; with case=ID a picture and facts of a case"),
     "pretrain": (PretrainConfig, "a store into a pre-trained encoder; again to continue"),
 }
+# What a verb prints, not what it does: no field of its config.
+FLAGS: dict[str, dict[str, str]] = {"inspect": {"json": "print one JSON object instead of text"}}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,13 +33,14 @@ def main(argv: list[str] | None = None) -> int:
     """
     words = _parser().parse_args(argv)
     kind, _ = VERBS[words.verb]
+    flags = {f"as_{name}": getattr(words, name) for name in FLAGS.get(words.verb, {})}
     try:
         cfg = load(kind, words.words)
         if words.dry_run:
             print(json.dumps(cfg.model_dump(mode="json"), indent=2))
             return 0
         # A job brings Ray and torch with it: seconds that --help and a typo should not cost.
-        importlib.import_module(f"glmae_ray.jobs.{words.verb}").run(cfg)
+        importlib.import_module(f"glmae_ray.jobs.{words.verb}").run(cfg, **flags)
     except UserError as error:
         print(*(f"glmae {words.verb}: {line}" for line in error.lines), sep="\n", file=sys.stderr)
         return 2
@@ -61,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
         sub = verbs.add_parser(verb, help=what, description=what, epilog=f"fields: {fields}")
         sub.add_argument("words", nargs="*", metavar="[CONFIG.yaml] key=value")
         sub.add_argument("--dry-run", action="store_true", help="print the config and stop")
+        for name, effect in FLAGS.get(verb, {}).items():
+            sub.add_argument(f"--{name}", action="store_true", help=effect)
     return parser
 
 

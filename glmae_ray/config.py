@@ -18,14 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-
-class UserError(Exception):
-    """Something the user can fix. One line each: what is wrong, the value, what would be right."""
-
-    def __init__(self, *lines: str) -> None:
-        """Keep the lines; the command line prints them and exits with code 2."""
-        super().__init__("\n".join(lines))
-        self.lines = lines
+from glmae_ray.errors import UserError
 
 
 class Problem(NamedTuple):
@@ -51,10 +44,12 @@ class Config(BaseModel):
 
 
 def _same_on_every_axis(value: Any) -> Any:
-    return (value,) * 3 if isinstance(value, int) else value
+    return (value,) * 3 if isinstance(value, int | float) else value
 
 
-Size = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], BeforeValidator(_same_on_every_axis)]
+_OnEveryAxis = BeforeValidator(_same_on_every_axis)
+Size = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], _OnEveryAxis]
+Spacing = Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], _OnEveryAxis]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -221,24 +216,6 @@ class JobConfig(Config):
         if problems:
             raise BrokenRulesError(problems)
         return self
-
-
-class IngestConfig(JobConfig):
-    """`glmae ingest`: files, folders and nnU-Net data sets into a store."""
-
-    source: str
-    store: str
-    modality: str | None = None  # None: the data set's own word, else CT
-    splits: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.8, 0.1, 0.1)
-    levels: PositiveInt = 3
-    chunk: Size = (32, 32, 32)
-    ray: RayConfig = RayConfig()
-
-    def rules(self) -> Iterator[Problem]:
-        """The shares of train, val and test make one whole."""
-        if not math.isclose(sum(self.splits), 1.0, abs_tol=1e-6):
-            shares = list(self.splits)
-            yield Problem(("splits",), f"splits: {shares} sum to {sum(shares):g}, not 1")
 
 
 class PretrainConfig(JobConfig):

@@ -9,8 +9,9 @@ number of workers. `rank_batches` checks that this is what arrived.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ray.data
@@ -51,7 +52,7 @@ class SampleMaker:
 
         Returns:
             A kind's views int16 (B, V, C, Z, Y, X), its mask seeds int64 (B, V), the window
-            float32 (B, 2) that becomes [0, 1], and the numbers int64 (B,).
+            float32 (B, C, 2) that becomes [0, 1], and the numbers int64 (B,).
         """
         samples = [self._sample(int(number)) for number in rows["number"]]
         return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
@@ -87,13 +88,25 @@ def sample_maker(
             case_id=row["case_id"],
             shape=tuple(row["shape"]),
             factors=tuple(tuple(factors) for factors in row["factors"]),
-            window=cfg.views.window if row["modality"] == "CT" else (row["p0_5"], row["p99_5"]),
+            window=_window(row, cfg.views.window),
         )
-        for row in index.rows.to_pylist()
+        for row in index.records()
     ]
     seed = cfg.seed if split == "train" else cfg.seed + 2**32
     plan = Plan(seed=seed, foreground=index.boxes(), views=cfg.views)
     return SampleMaker(cfg.store, threads, sources, plan, kinds)
+
+
+def _window(row: Mapping[str, Any], hounsfield: tuple[float, float]) -> np.ndarray:
+    """The intensities (C, 2) of a case that become 0 and 1."""
+    if row["modality"] == "CT":
+        return np.tile(hounsfield, (row["channels"], 1))
+    window = np.stack([row["p0_5"], row["p99_5"]], axis=1)
+    # Where nearly all voxels are alike, percentiles meet; where all are, one unit is as good.
+    flat = window[:, 0] == window[:, 1]
+    window[flat] = np.stack([row["minimum"], row["maximum"]], axis=1)[flat]
+    window[:, 1] += window[:, 0] == window[:, 1]
+    return window
 
 
 def train_dataset(maker: SampleMaker, *, cfg: PretrainConfig, start: int) -> ray.data.Dataset:

@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from glmae_ray.paths import publish
+from glmae_ray.pictures import draw_panels
+
 METRICS = "metrics.jsonl"
 _PLAIN_LINE_S = 10.0
 # Parts of a run that follow one another.
@@ -34,7 +37,7 @@ class RunLog:
         """
         self._run = run
         kept = [json.dumps(r) for r in read_metrics(run) if r["step"] <= step and step > 0]
-        replace_text(run / METRICS, "".join(line + "\n" for line in kept))
+        publish(run / METRICS, "".join(line + "\n" for line in kept))
         self._writer = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -60,7 +63,7 @@ class RunLog:
         """
         path = self._run / "pictures" / f"{name}_{step:07d}.png"
         path.parent.mkdir(exist_ok=True)
-        figure = _draw(panels)
+        figure = draw_panels(panels)
         figure.savefig(path, dpi=100)
         if self._writer is not None:
             self._writer.add_figure(f"pictures/{name}", figure, step)
@@ -98,7 +101,7 @@ def summarise(run: Path) -> Record:
             "trivial": held_out[-1]["trivial"],
             "r2": held_out[-1]["r2"],
         }
-    replace_text(run / "summary.json", json.dumps(summary, indent=2) + "\n")
+    publish(run / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -174,34 +177,9 @@ class _Lines:
         """Nothing to clear."""
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file that is, whatever is killed, the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 def _flat(record: Record, prefix: str = "") -> Iterator[tuple[str, float]]:
     for name, value in record.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}/")
         elif name != "step":
             yield prefix + name, value
-
-
-def _draw(panels: dict[str, np.ndarray]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3 * len(panels), 6.4), layout="constrained")
-    axes = figure.subplots(2, len(panels))
-    for column, (title, volume) in enumerate(panels.items()):
-        z, y, _ = (side // 2 for side in volume.shape)
-        axes[0, column].set_title(title)
-        for row, plane in enumerate((volume[z], volume[:, y])):
-            # X grows to the patient's right, which a radiologist expects on the left.
-            axis = axes[row, column]
-            axis.set_facecolor("#305080")
-            axis.imshow(plane[:, ::-1], cmap="gray", vmin=0, vmax=1, origin="lower")
-            axis.set_xticks([])
-            axis.set_yticks([])
-    return figure

@@ -73,7 +73,7 @@ def test_reconstruction_loss_equals_monais_autoencoder_on_the_same_mask():
     batch = {
         "local": torch.randint(-900, 900, (2, 1, 1, 16, 12, 8)).short(),
         "local_seeds": torch.tensor([[1], [2]]),
-        "window": torch.tensor([[-1000.0, 1000.0]] * 2),
+        "window": torch.tensor([[[-1000.0, 1000.0]]] * 2),
     }
     views = ours._masked(batch, "local")
     theirs._masking = lambda x, masking_ratio: (  # noqa: ARG005

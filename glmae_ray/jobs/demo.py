@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from glmae_ray.config import DemoConfig, IngestConfig, PretrainConfig
+from glmae_ray.config import DemoConfig, PretrainConfig
 from glmae_ray.config_loading import build, merge, read_yaml, shipped
+from glmae_ray.config_store import IngestConfig
 from glmae_ray.jobs import ingest, pretrain
 from glmae_ray.phantoms import write_cohort
 

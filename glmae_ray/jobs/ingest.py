@@ -1,30 +1,33 @@
-"""`glmae ingest`: files, folders and nnU-Net data sets into a store; again to continue."""
+"""`glmae ingest`: files, folders, data sets and manifests into a store; again to continue."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import islice
-from pathlib import Path
-from typing import Any
+from functools import cache, partial
 
 from tqdm import tqdm
 
-from glmae_ray.config import IngestConfig, UserError
+from glmae_ray.config_store import IngestConfig
+from glmae_ray.errors import UserError
+from glmae_ray.jobs.ingest_tasks import Outcome, outcomes, read_headers
 from glmae_ray.jobs.ray_session import ray_session
-from glmae_ray.store.intake import Pending, Taken, take_in
+from glmae_ray.jobs.subject_salt import salt_name, subject_salt
+from glmae_ray.store.accounts import known_headers
+from glmae_ray.store.index import read_files
+from glmae_ray.store.intake import Choices
 from glmae_ray.store.ledger import Ledger
-from glmae_ray.store.scan import ReadError
+from glmae_ray.store.scan import Limits
 from glmae_ray.store.sources import discover
 from glmae_ray.store.zarr_store import VolumeStore
 
 _SAVE_S = 30.0  # between two writes of the tables: what a kill costs is reading cases' own rows
+_SAVE_SHARE = 0.05  # of the time, at most, goes into writing them
 _TELL_S = 5.0  # between two lines where there is no terminal
 _NAMED = 20  # quarantined sources that are printed one by one
-
-Outcome = tuple[Pending, Taken | ReadError]
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def run(cfg: IngestConfig) -> None:
         f"quarantined {result.quarantined}"
     )
     if result.cases == 0:
-        reasons = Path(cfg.store) / "quarantine.parquet"
+        reasons = f"{cfg.store.rstrip('/')}/quarantine.parquet"
         raise UserError(f"source: {cfg.source} gave no case; {reasons} says why")
 
 
@@ -66,25 +69,37 @@ def ingest(cfg: IngestConfig) -> IngestResult:
     Raises:
         UserError: The source holds no image, or the store cannot be used; nothing is written.
     """
-    sources = discover(cfg.source)
+    salt = subject_salt()
+    secret = salt_name(salt)
     is_new = not VolumeStore.exists(cfg.store)
     store = _planned(cfg) if is_new else _opened(cfg)
-    if sources.ignored:
-        print(f"{sources.ignored} other files under {cfg.source} are left alone")
-    # "ct" and "CT" are one modality, whose window is in HU.
-    words = ((cfg.modality or item.modality or "CT").upper() for item in sources.items)
-    items = [replace(item, modality=word) for item, word in zip(sources.items, words, strict=True)]
-    ledger = Ledger(store, items, splits=cfg.splits)
-    if ledger.pending:
-        with ray_session(cfg.ray):
-            if is_new:
-                VolumeStore.create(cfg.store, chunk=cfg.chunk, levels=cfg.levels)
-            _take_all(ledger, store)
-    else:
-        ledger.save()
-    _tell_quarantined(ledger)
+    known = {} if is_new else known_headers(read_files(store.path), secret=secret)
+    with ExitStack() as stack:
+        # Ray starts when there is work for it: seconds that a second look should not cost.
+        start_ray = cache(lambda: stack.enter_context(ray_session(cfg.ray)))
+        look = partial(read_headers, salt=salt, start_ray=start_ray)
+        sources = discover(cfg.source, read_headers=look, known=known)
+        if cfg.modality is not None:
+            items = [replace(item, modality=cfg.modality) for item in sources.items]
+            sources = replace(sources, items=items)
+        ledger = Ledger(store, sources, splits=cfg.splits, choices=_choices(cfg))
+        if ledger.pending:
+            start_ray()
+        if is_new:
+            VolumeStore.create(cfg.store, chunk=cfg.chunk, levels=cfg.levels)
+        ledger.save_files(secret=secret)
+        _take_all(ledger, store, _choices(cfg))
+        ledger.save_files(secret=secret)
+    _tell(ledger, cfg, others=len(sources.others))
     rejected = len(ledger.quarantined)
     return IngestResult(ledger.ingested, ledger.already_stored, rejected, cases=len(ledger))
+
+
+def _choices(cfg: IngestConfig) -> Choices:
+    limits = Limits(**cfg.limits.model_dump())
+    return Choices(
+        limits, cfg.volume, cfg.non_finite == "fill", cfg.spacing_mm, crop=cfg.crop is not None
+    )
 
 
 def _planned(cfg: IngestConfig) -> VolumeStore:
@@ -101,65 +116,38 @@ def _opened(cfg: IngestConfig) -> VolumeStore:
     return store
 
 
-def _take_all(ledger: Ledger, store: VolumeStore) -> None:
+def _take_all(ledger: Ledger, store: VolumeStore, choices: Choices) -> None:
     ledger.save()  # before the first case changes: no row may speak of voxels that are gone
-    saved = time.monotonic()
+    if not ledger.pending:
+        return
+    saved, pause_s = time.monotonic(), _SAVE_S
     try:
-        for pending, outcome in _with_progress(_outcomes(ledger.pending, store), ledger):
+        taken = outcomes(ledger.pending, store=store, choices=choices)
+        for pending, outcome in _with_progress(taken, len(ledger.pending)):
             ledger.add(pending, outcome)
-            if time.monotonic() - saved > _SAVE_S:
+            if (begin := time.monotonic()) - saved > pause_s:
                 ledger.save()
                 saved = time.monotonic()
+                pause_s = max(_SAVE_S, (saved - begin) / _SAVE_SHARE)
     finally:
         ledger.save()
 
 
-def _outcomes(todo: Sequence[Pending], store: VolumeStore) -> Iterator[Outcome]:
-    """Every item with what became of it, as they finish: a Ray task each, few at once."""
-    import ray  # after ray_session has set what Ray reads when it is imported
-
-    task = ray.remote(num_cpus=1)(_take_in)
-    at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    queue = iter(todo)
-    flying: dict[Any, Pending] = {}
-    while True:
-        for pending in islice(queue, at_once - len(flying)):
-            flying[task.remote(pending, store)] = pending
-        if not flying:
-            return
-        (done,), _ = ray.wait(list(flying), num_returns=1)
-        pending = flying.pop(done)
-        try:
-            yield pending, ray.get(done)
-        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-            # Ray has tried it several times.
-            message = f"{pending.item.source}: its reader died ({error}); too large for the memory?"
-            yield pending, ReadError("unreadable", " ".join(message.split()))
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-
-
-def _take_in(pending: Pending, store: VolumeStore) -> Taken | ReadError:
-    try:
-        return take_in(pending, store=store)
-    except ReadError as error:
-        return error
-
-
-def _with_progress(outcomes: Iterable[Outcome], ledger: Ledger) -> Iterator[Outcome]:
-    total = len(ledger.pending)
+def _with_progress(taken: Iterable[Outcome], total: int) -> Iterator[Outcome]:
     if sys.stderr.isatty():
-        yield from tqdm(outcomes, total=total, unit="case", desc="ingest")
+        yield from tqdm(taken, total=total, unit="case", desc="ingest")
         return
     start = told = time.monotonic()
-    for number, outcome in enumerate(outcomes, start=1):
+    for number, outcome in enumerate(taken, start=1):
         yield outcome
         if time.monotonic() - told > _TELL_S:
             told = time.monotonic()
             print(f"ingest: {number} of {total}, {told - start:.0f} s", flush=True)
 
 
-def _tell_quarantined(ledger: Ledger) -> None:
+def _tell(ledger: Ledger, cfg: IngestConfig, *, others: int) -> None:
+    if others:
+        print(f"{others} other files of {cfg.source} are no images; files.parquet lists them")
     rows = ledger.quarantined
     for row in rows[:_NAMED]:
         print(f"quarantined ({row['reason']}): {row['message']}")

@@ -11,16 +11,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from glmae_ray.config import PretrainConfig, UserError
+from glmae_ray.config import PretrainConfig
+from glmae_ray.errors import UserError
 from glmae_ray.jobs.ray_session import ray_session
+from glmae_ray.paths import UNFINISHED, publish
 from glmae_ray.store.index import VolumeIndex
 from glmae_ray.store.zarr_store import VolumeStore
-from glmae_ray.tracking import progress, replace_text, summarise
+from glmae_ray.tracking import progress, summarise
 
 # What may differ when a run is continued: none of it changes a sample or an update. Folders may
 # move; the store is known by its fingerprint.
 _FREE = {"store", "run", "resources", "ray", "save", "log", "pipeline"}
-_FIRST_FILES = {"environment.json", "environment.json.partial", "config.json.partial"}
+_FIRST_FILES = {"environment.json", f"environment.json{UNFINISHED}", f"config.json{UNFINISHED}"}
 _PACKAGES = ("glmae-ray", "torch", "ray", "deepspeed", "zarr", "tensorstore", "pyarrow", "monai")
 
 
@@ -153,9 +155,9 @@ def _write_facts(cfg: PretrainConfig, folder: Path, fingerprint: str) -> None:
         "machine": f"{platform.system()} {platform.machine()}",
         "packages": {name: metadata.version(name) for name in _PACKAGES},
     }
-    replace_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
+    publish(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
     text = json.dumps(cfg.model_dump(mode="json"), indent=2)
-    replace_text(folder / "config.json", text + "\n")
+    publish(folder / "config.json", text + "\n")
 
 
 def _git_commit() -> str | None:

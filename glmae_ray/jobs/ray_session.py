@@ -8,7 +8,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from glmae_ray.config import RayConfig, UserError
+from glmae_ray.config import RayConfig
+from glmae_ray.errors import UserError
 
 _KNOCK_S = 10.0
 

@@ -161,8 +161,8 @@ class GLMAE(nn.Module):
 
         Args:
             batch: `global` and `local` int16 (B, V, C, Z, Y, X); `global_seeds` and
-                `local_seeds` int64 (B, V); `window` float32 (B, 2), the values that become 0
-                and 1. Only the kinds that the loss uses are needed.
+                `local_seeds` int64 (B, V); `window` float32 (B, C, 2), the values that become
+                0 and 1. Only the kinds that the loss uses are needed.
             task: `objective` gives the total under `loss` and every term and monitor by name;
                 `held_out` gives sums of reconstruction error, of the error of predicting each
                 patch's mean, and the number of views; `picture` gives a Reconstruction a kind.
@@ -198,9 +198,9 @@ class GLMAE(nn.Module):
     def _masked(self, batch: Batch, kind: str) -> MaskedViews:
         """Window, cut and mask the views of one kind."""
         volumes = batch[kind].to(self.encoder.cls_token.dtype)
-        low, high = batch["window"].unbind(dim=1)
+        low, high = batch["window"].unbind(dim=2)
         samples, per_sample = volumes.shape[:2]
-        shape = (-1, 1, 1, 1, 1, 1)
+        shape = (samples, 1, -1, 1, 1, 1)
         unit = ((volumes - low.reshape(shape)) / (high - low).reshape(shape)).clamp(0, 1)
         patches = patchify(unit.flatten(0, 1), self.patch)
         seeds = batch[f"{kind}_seeds"].reshape(samples * per_sample)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +14,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from glmae_ray.config import UserError
+from glmae_ray.errors import UserError
+from glmae_ray.paths import Place, publish, read_file, to_place
 
-INGEST_VERSION = 1  # of what ingest computes; goes up when a row would come out different
+INGEST_VERSION = 2  # of what ingest computes; goes up when a row would come out different
 
 _TRIPLE = pa.list_(pa.int32(), 3)
 _AFFINE = pa.list_(pa.float64(), 16)
+_PER_CHANNEL = pa.list_(pa.float64())
 
 SCHEMA = pa.schema(
     [
@@ -36,19 +36,22 @@ SCHEMA = pa.schema(
         ("source_affine", _AFFINE),  # row by row: file index (x, y, z, 1) to RAS+ mm
         ("source_shape", _TRIPLE),  # file axes (X, Y, Z)
         ("dtype", pa.string()),
-        ("minimum", pa.float64()),  # this and the next six: intensities of all channels
-        ("maximum", pa.float64()),  # inside the foreground box, in stored units
-        ("p0_5", pa.float64()),
-        ("p50", pa.float64()),
-        ("p99_5", pa.float64()),
-        ("mean", pa.float64()),
-        ("std", pa.float64()),
+        ("minimum", _PER_CHANNEL),  # this and the next six: intensities inside the
+        ("maximum", _PER_CHANNEL),  # foreground box, in stored units
+        ("p0_5", _PER_CHANNEL),
+        ("p50", _PER_CHANNEL),
+        ("p99_5", _PER_CHANNEL),
+        ("mean", _PER_CHANNEL),
+        ("std", _PER_CHANNEL),
         ("box_start", _TRIPLE),  # foreground box in level-0 voxels (Z, Y, X)
         ("box_stop", _TRIPLE),  # exclusive
         ("factors", pa.list_(_TRIPLE)),  # per level: level-0 voxels per voxel (Z, Y, X)
         ("structures", pa.map_(pa.string(), pa.int64())),  # labels present: voxels
-        ("source", pa.string()),  # path of the (first) image
-        ("source_hash", pa.string()),  # SHA-256 of the images and the label map, in order
+        ("annotated", pa.list_(pa.string())),  # structures looked for; null: nobody says
+        ("filled", pa.int64()),  # voxels that were NaN or infinite and were given a value
+        ("acquisition", pa.map_(pa.string(), pa.string())),  # technical facts, from DICOM
+        ("source", pa.string()),  # location of the first file
+        ("source_hash", pa.string()),  # SHA-256 of the files of images and label map, in order
         ("source_stamp", pa.string()),  # paths, sizes, times: equal means not worth opening
         ("voxel_hash", pa.string()),  # SHA-256 of shape and voxels of level 0
         ("reader", pa.string()),
@@ -57,11 +60,27 @@ SCHEMA = pa.schema(
     ]
 )
 QUARANTINE_SCHEMA = pa.schema(
-    [("source", pa.string()), ("reason", pa.string()), ("message", pa.string())]
+    [
+        ("source", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+        ("stamp", pa.string()),  # of files and choices: equal means not worth another try
+        ("voxel_hash", pa.string()),  # of a duplicate
+    ]
+)
+FILES_SCHEMA = pa.schema(
+    [
+        ("location", pa.string()),
+        ("size", pa.int64()),
+        ("stamp", pa.string()),
+        ("outcome", pa.string()),  # case, quarantined, not_an_image
+        ("case_id", pa.string()),
+        ("dicom", pa.string()),  # JSON of the header's facts: not worth opening again
+    ]
 )
 
-_INDEX, _QUARANTINE = "index.parquet", "quarantine.parquet"
-_MAPS = ("structures", "options")
+_INDEX, _QUARANTINE, _FILES = "index.parquet", "quarantine.parquet", "files.parquet"
+_MAPS = ("structures", "options", "acquisition")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,20 +100,20 @@ class VolumeIndex:
         return cls(pa.Table.from_pylist([_with_pairs(row) for row in ordered], schema=SCHEMA))
 
     @classmethod
-    def read(cls, store_path: str | Path) -> VolumeIndex:
+    def read(cls, store_path: str | Place) -> VolumeIndex:
         """Read the index of a store.
 
         Raises:
             UserError: There is no index yet, or no store.
         """
-        path = Path(store_path) / _INDEX
-        if not path.exists():
+        rows = _read_table(to_place(store_path) / _INDEX, SCHEMA)
+        if rows is None:
             raise UserError(f"store: {store_path} has no {_INDEX}; `glmae ingest` makes it")
-        return cls(pq.read_table(path, schema=SCHEMA))
+        return cls(rows)
 
-    def write(self, store_path: str | Path) -> None:
+    def write(self, store_path: str | Place) -> None:
         """Write the index into a store, in one step for whoever reads it."""
-        _write_table(self.rows, Path(store_path) / _INDEX)
+        _write_table(self.rows, to_place(store_path) / _INDEX)
 
     def __len__(self) -> int:
         """Number of cases."""
@@ -145,6 +164,23 @@ class VolumeIndex:
         numbers = self._numbers("factors", np.int64)
         return numbers.reshape(len(self), -1, 3) if len(self) else numbers.reshape(0, 0, 3)
 
+    def column(self, name: str) -> NDArray[Any]:
+        """A column of one number or word a case, (N,); words as objects."""
+        return self.rows[name].to_numpy()
+
+    def first_channel(self, name: str) -> NDArray[np.float64]:
+        """A column of intensities (`p50`, ...) in channel 0, (N,)."""
+        return pc.list_element(self.rows[name], 0).to_numpy()
+
+    def entries(self, name: str) -> dict[str, NDArray[Any]]:
+        """Keys of a column of maps, sorted, each with its values in the cases that have it."""
+        maps = self.rows[name].combine_chunks()
+        words = maps.keys.dictionary_encode()
+        codes = words.indices.to_numpy()
+        ordered = maps.items.to_numpy(zero_copy_only=False)[np.argsort(codes, kind="stable")]
+        parts = np.split(ordered, np.cumsum(np.bincount(codes)))[:-1]  # behind the last cut: none
+        return dict(sorted(zip(words.dictionary.to_pylist(), parts, strict=True)))
+
     def fingerprint(self) -> str:
         """SHA-256 over what a training run depends on: ids, voxels and splits."""
         names = ("case_id", "voxel_hash", "split")
@@ -178,23 +214,50 @@ def assign_split(subject: str, splits: Sequence[float]) -> str:
     return "val" if place < train + val else "test"
 
 
-def read_quarantine(store_path: str | Path) -> list[dict[str, str]]:
+def read_quarantine(store_path: str | Place) -> list[dict[str, str]]:
     """Rejected sources as dicts of source, reason and message; empty if there is no table."""
-    path = Path(store_path) / _QUARANTINE
-    return pq.read_table(path, schema=QUARANTINE_SCHEMA).to_pylist() if path.exists() else []
+    table = _read_table(to_place(store_path) / _QUARANTINE, QUARANTINE_SCHEMA)
+    return [] if table is None else table.to_pylist()
 
 
-def write_quarantine(store_path: str | Path, rows: Iterable[Mapping[str, str]]) -> None:
+def write_quarantine(store_path: str | Place, rows: Iterable[Mapping[str, str]]) -> None:
     """Replace the quarantine table of a store in one step, rows sorted by source."""
     ordered = sorted((dict(row) for row in rows), key=lambda row: row["source"])
     table = pa.Table.from_pylist(ordered, schema=QUARANTINE_SCHEMA)
-    _write_table(table, Path(store_path) / _QUARANTINE)
+    _write_table(table, to_place(store_path) / _QUARANTINE)
 
 
-def _write_table(table: pa.Table, path: Path) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    pq.write_table(table, unfinished)
-    os.replace(unfinished, path)
+def read_files(store_path: str | Place) -> list[dict[str, Any]]:
+    """Every file that was ever given to a store, and what became of it."""
+    table = _read_table(to_place(store_path) / _FILES, FILES_SCHEMA)
+    return [] if table is None else table.to_pylist()
+
+
+def write_files(store_path: str | Place, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace the table of files of a store in one step, rows sorted by location."""
+    ordered = sorted((dict(row) for row in rows), key=lambda row: row["location"])
+    table = pa.Table.from_pylist(ordered, schema=FILES_SCHEMA)
+    _write_table(table, to_place(store_path) / _FILES)
+
+
+def read_rows(raw: bytes) -> list[dict[str, Any]]:
+    """Rows of any Parquet file, given its bytes.
+
+    Raises:
+        ValueError: It is no Parquet file.
+    """
+    return pq.read_table(pa.BufferReader(raw)).to_pylist()
+
+
+def _read_table(place: Place, schema: pa.Schema) -> pa.Table | None:
+    raw = read_file(place)
+    return None if raw is None else pq.read_table(pa.BufferReader(raw), schema=schema)
+
+
+def _write_table(table: pa.Table, place: Place) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    publish(place, sink.getvalue().to_pybytes())
 
 
 def _with_pairs(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,19 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glmae_ray.store.fetching import local_files
 from glmae_ray.store.index import INGEST_VERSION
-from glmae_ray.store.readers import Image, read_image, read_label, suffix_of
-from glmae_ray.store.scan import ImageFiles, ReadError
-from glmae_ray.store.sources import NNUNET_LABELS, SourceItem, printable
+from glmae_ray.store.items import NNUNET_LABELS, SourceImage, SourceItem
+from glmae_ray.store.readers import Image, read_image, read_label
+from glmae_ray.store.reshaping import cropped, resampled
+from glmae_ray.store.scan import LIMITS, ImageFiles, Limits, ReadError
 from glmae_ray.store.statistics import foreground_box, intensities
 from glmae_ray.store.zarr_store import VolumeStore, make_pyramid, pyramid_factors
+from glmae_ray.volume import Spacing
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user decides about how cases are taken in.
+
+    Attributes:
+        limits: What is too small or too large.
+        volume: Which one to take where a file holds several; None: such a file is refused.
+        fill: Give voxels that are NaN or infinite a finite value; else such a file is refused.
+        spacing_mm: Resample to this spacing (Z, Y, X); None keeps the acquired one.
+        crop: Keep the foreground box only.
+    """
+
+    limits: Limits = LIMITS
+    volume: int | None = None
+    fill: bool = False
+    spacing_mm: Spacing | None = None
+    crop: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,7 +64,7 @@ class Taken(NamedTuple):
     is_new: bool  # False: the same content was there
 
 
-def take_in(pending: Pending, *, store: VolumeStore) -> Taken:
+def take_in(pending: Pending, *, store: VolumeStore, choices: Choices) -> Taken:
     """Read, check and write one case, unless the store has the same content.
 
     What goes wrong while reading is the source's fault and a `ReadError`; what goes wrong while
@@ -52,17 +75,13 @@ def take_in(pending: Pending, *, store: VolumeStore) -> Taken:
     """
     item, known = pending.item, pending.known
     try:
-        origin = _origin(pending)
-        if known is not None and all(known[key] == origin[key] for key in _SAME_CONTENT):
-            record = {**known, **origin}
-            store.write_record(item.case_id, record)
-            return Taken(record, is_new=False)
-        channels = [ImageFiles(suffix_of(path) or "", (path,)) for path in item.images]
-        image = read_image(channels, case_id=item.case_id, modality=item.modality)
-        label = None
-        if item.label is not None:
-            files = ImageFiles(suffix_of(item.label) or "", (item.label,))
-            label = read_label(files, like=image.volume)
+        with local_files(item.locations) as local:
+            origin = _origin(pending, source_hash(local.values()), choices)
+            if known is not None and _is_same(known, origin, choices):
+                record = {**known, **origin, "options": known["options"]}
+                store.write_record(item.case_id, record)
+                return Taken(record, is_new=False)
+            image, label = _read(item, local, choices)
     except ReadError:
         raise
     except Exception as error:  # an archive's worst file must not end the run
@@ -71,48 +90,92 @@ def take_in(pending: Pending, *, store: VolumeStore) -> Taken:
     return Taken(_write(image, label, pending, origin, store), is_new=True)
 
 
-def options_of(item: SourceItem) -> dict[str, str]:
+def is_current(row: Mapping[str, Any] | None, item: SourceItem, choices: Choices) -> bool:
+    """Whether a stored case is this item's, as far as can be told without opening files."""
+    if row is None or row["ingest_version"] != INGEST_VERSION:
+        return False
+    annotated = None if item.annotated is None else list(item.annotated)
+    stated = {"source_stamp": item.stamp, "annotated": annotated, "subject": item.subject}
+    same = all(row[name] == value for name, value in stated.items())
+    return same and _fits(row["options"], options_of(item, choices), choices)
+
+
+def options_of(item: SourceItem, choices: Choices) -> dict[str, str]:
     """The choices that shape an item's case besides the voxels, as the index keeps them."""
-    labels = json.dumps(dict(item.label_names), sort_keys=True)
-    return {"modality": item.modality or "CT", "label_names": labels}
+    options = {"label_names": json.dumps(dict(item.label_names), sort_keys=True)}
+    if item.modality is not None:
+        options["modality"] = item.modality.upper()
+    if choices.spacing_mm is not None:
+        options["spacing_mm"] = json.dumps(list(choices.spacing_mm))
+    if choices.crop:
+        options["crop"] = "foreground"
+    return options
 
 
-def stamp_of(item: SourceItem) -> str:
-    """Changes when a file of the item is moved, resized, written to, added or removed."""
-    lines = [str(INGEST_VERSION)]
-    for path in item.files:
-        status = path.stat() if path.exists() else None
-        facts = (status.st_size, status.st_mtime_ns) if status else ()
-        lines.append(f"{path}\t{facts}")
-    return hashlib.sha256(printable("\n".join(lines)).encode()).hexdigest()
-
-
-def source_hash(item: SourceItem) -> str:
-    """SHA-256 over the hashes of the item's files: images in channel order, then the label map."""
+def source_hash(paths: Sequence[Path] | Any) -> str:
+    """SHA-256 over the hashes of files, in the order that is given."""
     whole = hashlib.sha256()
-    for path in item.files:
+    for path in paths:
         with path.open("rb") as stream:
             whole.update(hashlib.file_digest(stream, "sha256").digest())
     return whole.hexdigest()
 
 
-_SAME_CONTENT = ("source_hash", "options", "ingest_version")
+def _fits(kept: Mapping[str, str], wanted: Mapping[str, str], choices: Choices) -> bool:
+    """Whether a case shaped by the options `kept` is what the choices would make of it again."""
+    volume, fill = kept.get("volume"), kept.get("non_finite")
+    others = {name: text for name, text in kept.items() if name not in ("volume", "non_finite")}
+    # Where a file held one volume, or nothing to fill, these two choices changed nothing.
+    same_volume = volume is None or volume == str(choices.volume)
+    return others == wanted and same_volume and (fill is None or choices.fill)
 
 
-def _origin(pending: Pending) -> dict[str, Any]:
+def _is_same(known: Mapping[str, Any], origin: Mapping[str, Any], choices: Choices) -> bool:
+    same = all(known[key] == origin[key] for key in ("source_hash", "ingest_version"))
+    return same and _fits(known["options"], origin["options"], choices)
+
+
+def _origin(pending: Pending, digest: str, choices: Choices) -> dict[str, Any]:
     """The columns of the index that are known before a voxel is decoded."""
     item = pending.item
     return {
         "case_id": item.case_id,
         "subject": item.subject,
         "split": pending.split,
-        "modality": item.modality or "CT",
+        "annotated": None if item.annotated is None else list(item.annotated),
         "source": item.source,
-        "source_hash": source_hash(item),
-        "source_stamp": stamp_of(item),
+        "source_hash": digest,
+        "source_stamp": item.stamp,
         "ingest_version": INGEST_VERSION,
-        "options": options_of(item),
+        "options": options_of(item, choices),
     }
+
+
+def _read(
+    item: SourceItem, local: Mapping[str, Path], choices: Choices
+) -> tuple[Image, NDArray[Any] | None]:
+    """The image and its label map (Z, Y, X), in the shape that the choices give them."""
+
+    def here(image: SourceImage) -> ImageFiles:
+        volume = choices.volume if image.volume is None else image.volume
+        return ImageFiles(image.reader, tuple(local[p] for p in image.locations), volume)
+
+    image = read_image(
+        [here(channel) for channel in item.channels],
+        case_id=item.case_id,
+        modality=item.modality,
+        limits=choices.limits,
+        fill=choices.fill,
+    )
+    label = None
+    if item.label is not None:
+        label = read_label(here(item.label), like=image.volume, limits=choices.limits)
+    volume = image.volume
+    if choices.spacing_mm is not None:
+        volume, label = resampled(volume, label, spacing=choices.spacing_mm)
+    if choices.crop:
+        volume, label = cropped(volume, label)
+    return image._replace(volume=volume), label
 
 
 def _write(
@@ -126,6 +189,7 @@ def _write(
     names = pending.item.label_names
     record = {
         **origin,
+        "options": {**origin["options"], **_shaped_by(image, pending.item)},
         **_geometry(image),
         **_contents(image, pyramid[-1], store.levels),
         "structures": {} if label is None else _structures(label, names),
@@ -135,9 +199,17 @@ def _write(
     return record
 
 
+def _shaped_by(image: Image, item: SourceItem) -> dict[str, str]:
+    """The choices that had an effect on this image only."""
+    chosen = image.number if item.channels[0].volume is None else None
+    options = {} if chosen is None else {"volume": str(chosen)}
+    return options | ({"non_finite": "fill"} if image.filled else {})
+
+
 def _geometry(image: Image) -> dict[str, Any]:
     volume = image.volume
     return {
+        "modality": volume.modality,
         "channels": len(volume.array),
         "shape": list(volume.shape),
         "spacing": list(volume.spacing),
@@ -146,6 +218,8 @@ def _geometry(image: Image) -> dict[str, Any]:
         "source_shape": list(image.source_shape),
         "dtype": volume.array.dtype.name,
         "reader": image.reader,
+        "acquisition": dict(image.acquisition),
+        "filled": image.filled,
     }
 
 

@@ -85,7 +85,7 @@ def array_metadata(array: NDArray[Any], *, chunk: Shape, fill_value: float) -> d
     # Smallest of zstd 1, 3, 5 and 7 with byte or bit shuffle on a case each of headneck_ct and
     # sarcoma_ct, where writing took at most twice the time of level 1.
     shuffle = "shuffle" if array.itemsize > 1 else "noshuffle"
-    blosc = {"cname": "zstd", "clevel": 5, "shuffle": shuffle, "blocksize": 0}
+    blosc = {"cname": "zstd", "clevel": 2, "shuffle": shuffle, "blocksize": 0}
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     sharding = {
         "chunk_shape": [1] * len(channels) + inner,

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from glmae_ray.config import UserError
+from glmae_ray.errors import UserError
+from glmae_ray.paths import is_url, to_place
+from glmae_ray.store.accounts import file_rows
+from glmae_ray.store.fetching import local_files
 from glmae_ray.store.index import (
     VolumeIndex,
     assign_split,
+    read_files,
     read_quarantine,
+    write_files,
     write_quarantine,
 )
-from glmae_ray.store.intake import Pending, Taken, options_of, source_hash, stamp_of
+from glmae_ray.store.intake import Choices, Pending, Taken, is_current, options_of, source_hash
+from glmae_ray.store.items import SourceItem, other_id, printable
 from glmae_ray.store.scan import ReadError
-from glmae_ray.store.sources import SourceItem, other_id, printable
+from glmae_ray.store.sources import Sources
 from glmae_ray.store.zarr_store import VolumeStore
 
 Row = Mapping[str, Any]
@@ -33,31 +40,41 @@ class Ledger:
     """
 
     def __init__(
-        self, store: VolumeStore, items: Sequence[SourceItem], *, splits: Sequence[float]
+        self,
+        store: VolumeStore,
+        sources: Sources,
+        *,
+        splits: Sequence[float],
+        choices: Choices,
     ) -> None:
         """Read the tables, adopt what a killed ingest left, and find out what is to be done.
 
         Args:
             store: Where the cases go.
-            items: All items of the source, in path order.
+            sources: All items of the source, in path order, and what else it holds.
             splits: Shares of train, val and test for subjects that the store does not know.
+            choices: How cases are taken in.
         """
-        self._store = store
+        self._store, self._files = store, sources
         stored = _stored_rows(store)
-        items = _with_settled_ids(items, stored)
+        self._items = items = _with_settled_ids(sources.items, stored)
         self._rank = {item.case_id: number for number, item in enumerate(items)}
-        self._sources = {item.source for item in items}
+        self._attempts = {item.source: _attempt(item, choices) for item in items}
         self._rows: dict[str, Row] = {}
         self._first: dict[str, str] = {}  # voxel hash to the case that keeps it
-        self._rejected = _still_rejected(store, self._sources)
-        todo = [item for item in items if not _is_current(stored.get(item.case_id), item)]
+        todo = [i for i in items if not is_current(stored.get(i.case_id), i, choices)]
         # A row that may have to change leaves the table first: after a kill in the middle, the
         # case itself says what it became.
         redo = {item.case_id for item in todo}
         self._new: set[str] = set()
         self._old = self._rank.keys() - redo
+        self._rejected: dict[str, Row] = {}
         for case_id in stored.keys() - redo:
             self._keep(case_id, stored[case_id])
+        settled = self._still_rejected()
+        todo = [item for item in todo if item.source not in settled or item.case_id in stored]
+        for source, error in sources.rejected.items():
+            self._reject(printable(source), error.reason, error.message)
         split_of = _splits(list(self._rows.values()), todo, splits)
         self.pending = [
             Pending(item, split_of[item.subject], stored.get(item.case_id)) for item in todo
@@ -65,12 +82,13 @@ class Ledger:
 
     def add(self, pending: Pending, outcome: Taken | ReadError) -> None:
         """Book what became of an item."""
-        case_id = pending.item.case_id
+        case_id, source = pending.item.case_id, pending.item.source
         if isinstance(outcome, Taken):
             (self._new if outcome.is_new else self._old).add(case_id)
+            self._rejected.pop(source, None)
             self._keep(case_id, outcome.record)
             return
-        self._reject(pending.item.source, outcome.reason, outcome.message)
+        self._reject(source, outcome.reason, outcome.message)
         if case_id in self._store:
             # What was read from this source before stays: a share that is offline loses nothing.
             self._keep(case_id, self._store.record(case_id))
@@ -78,9 +96,19 @@ class Ledger:
             self._store.remove(case_id)
 
     def save(self) -> None:
-        """Write both tables."""
+        """Write the tables of cases and of quarantine."""
         VolumeIndex.from_records(self._rows.values()).write(self._store.path)
         write_quarantine(self._store.path, self._rejected.values())
+
+    def save_files(self, *, secret: str) -> None:
+        """Write what became of every file so far, and what looking into it has shown.
+
+        Args:
+            secret: Name of the salt with which people were hashed.
+        """
+        kept = {row["location"]: row for row in read_files(self._store.path)}
+        rows = file_rows(self._files, self._items, self._rows, self._rejected, secret=secret)
+        write_files(self._store.path, (kept | {row["location"]: row for row in rows}).values())
 
     @property
     def ingested(self) -> int:
@@ -93,9 +121,10 @@ class Ledger:
         return len(self._old & self._rows.keys())
 
     @property
-    def quarantined(self) -> list[Mapping[str, str]]:
-        """Rows of the quarantine table that are about the items."""
-        return [row for source, row in sorted(self._rejected.items()) if source in self._sources]
+    def quarantined(self) -> list[Row]:
+        """Rows of the quarantine table that are about this source."""
+        about = self._attempts.keys() | {printable(place) for place in self._files.rejected}
+        return [row for source, row in sorted(self._rejected.items()) if source in about]
 
     def __len__(self) -> int:
         """Cases in the store."""
@@ -111,14 +140,49 @@ class Ledger:
             source = self._rows.pop(loser)["source"]
             self._store.remove(loser)
             message = f"{source}: the same voxels as case {winner}; remove one of the two"
-            self._reject(source, "duplicate", message)
+            self._reject(source, "duplicate", message, voxel_hash=row["voxel_hash"])
 
-    def _reject(self, source: str, reason: str, message: str) -> None:
+    def _reject(self, source: str, reason: str, message: str, voxel_hash: str = "") -> None:
         self._rejected[source] = {
             "source": source,
             "reason": reason,
             "message": printable(message),
+            "stamp": self._attempts.get(source, ""),
+            "voxel_hash": voxel_hash,
         }
+
+    def _still_rejected(self) -> set[str]:
+        """Keep quarantine rows that still hold; return the items that need no other try."""
+        settled = set()
+        for row in read_quarantine(self._store.path):
+            source = row["source"]
+            if source in self._rejected:
+                continue
+            if source in self._attempts:
+                if not self._is_settled(row):
+                    continue
+                settled.add(source)
+            elif source in self._files.files or not _is_there(source):
+                continue
+            self._rejected[source] = row
+        return settled
+
+    def _is_settled(self, row: Row) -> bool:
+        """Whether trying the same files in the same way again would end the same."""
+        if row["reason"] == "unreadable":  # perhaps a share was offline
+            return False
+        is_won = row["reason"] != "duplicate" or row["voxel_hash"] in self._first
+        return is_won and row["stamp"] == self._attempts[row["source"]]
+
+
+def _attempt(item: SourceItem, choices: Choices) -> str:
+    """What an item's rejection depends on: its files, its row in a manifest, the choices."""
+    facts = [item.stamp, json.dumps(options_of(item, choices)), repr(choices), item.case_id]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def _is_there(source: str) -> bool:
+    return is_url(source) or to_place(source).exists()
 
 
 def _stored_rows(store: VolumeStore) -> dict[str, Row]:
@@ -134,40 +198,32 @@ def _with_settled_ids(items: Sequence[SourceItem], stored: Mapping[str, Row]) ->
     """A source keeps the id that it is stored under; an id that another source has is not taken."""
     id_of = {row["source"]: case_id for case_id, row in stored.items()}
     sources = {item.source for item in items}
-    settled = []
-    for item in items:
-        case_id = id_of.get(item.source, item.case_id)
-        row = stored.get(case_id)
-        if row is not None and row["source"] != item.source:
-            # The same content under another path is the same source, moved.
-            moved = row["source"] not in sources and row["source_hash"] == _hash_or_none(item)
-            case_id = case_id if moved else other_id(case_id, place=item.source)
-        settled.append(replace(item, case_id=case_id))
-    return settled
+    return [_settled(item, id_of, sources, stored) for item in items]
+
+
+def _settled(
+    item: SourceItem,
+    id_of: Mapping[str, str],
+    sources: Collection[str],
+    stored: Mapping[str, Row],
+) -> SourceItem:
+    if item.is_named_by_content:
+        return item
+    case_id = id_of.get(item.source, item.case_id)
+    row = stored.get(case_id)
+    if row is not None and row["source"] != item.source:
+        # The same content under another path is the same source, moved.
+        moved = row["source"] not in sources and row["source_hash"] == _hash_or_none(item)
+        case_id = case_id if moved else other_id(case_id, place=item.source)
+    return replace(item, case_id=case_id)
 
 
 def _hash_or_none(item: SourceItem) -> str | None:
     try:
-        return source_hash(item)
-    except OSError:
+        with local_files(item.locations) as local:
+            return source_hash(local.values())
+    except (OSError, ReadError):
         return None  # reading it will say why
-
-
-def _is_current(row: Row | None, item: SourceItem) -> bool:
-    """Whether a stored case is this item's, as far as can be told without opening files."""
-    if row is None:
-        return False
-    return row["source_stamp"] == stamp_of(item) and row["options"] == options_of(item)
-
-
-def _still_rejected(store: VolumeStore, retried: Collection[str]) -> dict[str, Mapping[str, str]]:
-    """Quarantine rows by source, without the sources tried again and those gone since."""
-    rows = {row["source"]: row for row in read_quarantine(store.path)}
-    return {
-        source: row
-        for source, row in rows.items()
-        if source not in retried and Path(source).exists()
-    }
 
 
 def _splits(

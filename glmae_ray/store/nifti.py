@@ -1,16 +1,9 @@
-"""Read NIfTI-1 and NIfTI-2, gzipped or not: as nibabel does, but nothing is taken on trust.
-
-The header's claims are held against the file's size before memory is taken, a short file is an
-error, and a gzip file is read to its end, where its checksum is.
-"""
+"""Read NIfTI-1 and NIfTI-2, gzipped or not, whatever the name says: as nibabel does, but safely."""
 
 from __future__ import annotations
 
 import gzip
-import io
 import logging
-import math
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +14,12 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
+from glmae_ray.store.raw import Block, damage_named, is_gzip, read_block
 from glmae_ray.store.scan import ImageFiles, Limits, ReadError, Scan, check_shape
+from glmae_ray.store.text_header import bad_geometry, broken, something_else
 
-_DEFLATE_LIMIT = 1032  # a deflate stream never unpacks to more than this many times its size
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
-_READ_BYTES = 2**22
+_VECTOR_INTENTS = {1004, 1005, 1006, 1007, 1008, 1009, 1010, 2003, 2004}  # matrix, vector, colour
 
 _quiet = logging.Logger("nifti headers")  # nibabel prints every header that it repairs
 
@@ -38,78 +32,65 @@ def read_nifti(files: ImageFiles, limits: Limits) -> Scan:
         OSError: The system cannot read it.
     """
     (path,) = files.paths
-    with _opened(path) as stream:
-        try:
-            header = _header(stream, path)
-            _check_claim(header, path, limits, files.volume)
-            stored = _voxels(header, stream, path)
-            while stream.read(_READ_BYTES):
-                pass
-        except EOFError as error:
-            raise _truncated(path) from error
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise ReadError("unreadable", f"{path}: damaged ({error}); copy it again") from error
+    is_packed = is_gzip(path)
+    header = _header(path, is_packed=is_packed)
+    shape = header.get_data_shape()
+    check_shape(shape, where=path, limits=limits, volume=files.volume)
     try:
+        offset = header.get_data_offset()
         slope, inter = header.get_slope_inter()
         affine = np.asarray(header.get_best_affine(), np.float64)
-    except (HeaderDataError, ValueError) as error:
-        raise ReadError("bad_geometry", f"{path}: {error}; repair the header") from error
-    with np.errstate(all="ignore"):  # what overflows is found among the voxels
-        return Scan(apply_read_scaling(stored, slope, inter), affine, reader="nifti")
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        raise bad_geometry(path, str(error)) from error
+    place = {"packing": "deflate", "skip": offset} if is_packed else {"start": offset}
+    block = Block(path, header.get_data_dtype(), shape, volume=files.volume, **place)
+    voxels = read_block(block)
+    if slope is not None and (slope, inter) != (1, 0):
+        voxels = _scaled(voxels, slope, inter)
+    return Scan(voxels, affine, reader="nifti", volumes=block.volumes)
 
 
-def _is_gzip(path: Path) -> bool:
-    return path.name.lower().endswith(".gz")
-
-
-def _opened(path: Path) -> io.BufferedIOBase:
-    return gzip.open(path) if _is_gzip(path) else path.open("rb")
-
-
-def _header(stream: io.BufferedIOBase, path: Path) -> Any:
-    block = stream.read(_HEADER_BYTES)
+def _header(path: Path, *, is_packed: bool) -> Any:
+    """The header, in the byte order of this machine and repaired where nibabel repairs it."""
+    with damage_named(path), gzip.open(path) if is_packed else path.open("rb") as stream:
+        block = stream.read(_HEADER_BYTES)
     kinds = [kind for kind in (Nifti1Header, Nifti2Header) if kind.may_contain_header(block)]
     if not kinds:
-        what = "is empty" if not block else "holds something else than NIfTI"
-        raise ReadError("not_an_image", f"{path}: {what}; look where it came from, or remove it")
+        raise something_else(path, "NIfTI")
     header = kinds[0](block[: kinds[0].sizeof_hdr], check=False)
     if header["sform_code"] == 0 and not (header["pixdim"][1:4] > 0).all():
-        spacing = header["pixdim"][1:4].tolist()
-        raise ReadError("bad_geometry", f"{path}: spacing {spacing} mm; repair the header")
+        raise bad_geometry(path, f"spacing {header['pixdim'][1:4].tolist()} mm")
     try:
         header.check_fix(logger=_quiet)
-        colour_or_complex = header.get_data_dtype().kind not in "iuf"
+        kind = header.get_data_dtype().kind
     except (HeaderDataError, ValueError) as error:
-        raise ReadError("unreadable", f"{path}: {error}; repair the header") from error
-    if colour_or_complex:
-        kind = header.get_value_label("datatype")
-        raise ReadError("not_an_image", f"{path}: {kind} voxels; convert them to one intensity")
+        raise broken(path, str(error)) from error
+    is_vector = int(header["intent_code"]) in _VECTOR_INTENTS and header["dim"][5] > 1
+    if kind not in "iuf" or is_vector:
+        what = "vector" if is_vector else header.get_value_label("datatype")
+        raise ReadError("not_an_image", f"{path}: {what} voxels; convert them to one intensity")
     return header
 
 
-def _check_claim(header: Any, path: Path, limits: Limits, volume: int | None) -> None:
-    """Refuse what cannot be before memory is taken for it."""
-    shape = header.get_data_shape()
-    check_shape(shape, where=path, limits=limits, volume=volume)
-    most = path.stat().st_size * (_DEFLATE_LIMIT if _is_gzip(path) else 1)
-    if header.get_data_offset() + math.prod(shape) * header.get_data_dtype().itemsize > most:
-        raise _truncated(path)
+def _scaled(stored: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
+    """Voxels times slope plus intercept, computed in float64 as nibabel does.
+
+    Integers are scaled slice by slice into the smallest type that the values fit, so that no
+    volume of float64 is made.
+    """
+    with np.errstate(all="ignore"):  # what overflows is found among the voxels
+        if stored.dtype.kind == "f":
+            return apply_read_scaling(stored, slope, inter)
+        ends = np.array([stored.min(), stored.max()], np.float64) * slope + inter
+        scaled: NDArray[Any] = np.empty(stored.shape, _kind_for(ends, slope, inter), order="F")
+        for part, target in zip(stored.T, scaled.T, strict=True):
+            target[...] = apply_read_scaling(part, slope, inter)
+    return scaled
 
 
-def _voxels(header: Any, stream: io.BufferedIOBase, path: Path) -> NDArray[Any]:
-    shape = header.get_data_shape()[:3]
-    voxels = np.empty(shape, header.get_data_dtype(), order="F")
-    space = voxels.reshape(-1, order="F").view(np.uint8).data
-    stream.seek(header.get_data_offset())
-    filled = 0
-    while filled < len(space):
-        part = stream.read(min(_READ_BYTES, len(space) - filled))
-        if not part:
-            raise _truncated(path)
-        space[filled : filled + len(part)] = part
-        filled += len(part)
-    return voxels
-
-
-def _truncated(path: Path) -> ReadError:
-    return ReadError("truncated", f"{path}: shorter than its header says; copy it again")
+def _kind_for(ends: NDArray[np.float64], slope: float, inter: float) -> type:
+    if float(slope).is_integer() and float(inter).is_integer():
+        for kind in (np.int16, np.int32):
+            if np.iinfo(kind).min <= ends.min() and ends.max() <= np.iinfo(kind).max:
+                return kind
+    return np.float32 if np.abs(ends).max() <= np.finfo(np.float32).max else np.float64

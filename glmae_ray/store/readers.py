@@ -9,17 +9,36 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glmae_ray.store.dicom import read_dicom
+from glmae_ray.store.metaimage import metaimage_data_files, read_metaimage
 from glmae_ray.store.nifti import read_nifti
+from glmae_ray.store.nrrd_file import nrrd_data_files, read_nrrd
 from glmae_ray.store.scan import LIMITS, ImageFiles, Limits, ReadError, Scan
 from glmae_ray.volume import Shape, Volume, canonical_affine, spacing_of, to_canonical
 
+if TYPE_CHECKING:
+    from glmae_ray.paths import Place
+
 Reader = Callable[[ImageFiles, Limits], Scan]
-READERS: dict[str, Reader] = {".nii.gz": read_nifti, ".nii": read_nifti}
+READERS: dict[str, Reader] = {
+    ".nii.gz": read_nifti,
+    ".nii": read_nifti,
+    ".nrrd": read_nrrd,
+    ".nhdr": read_nrrd,
+    ".mha": read_metaimage,
+    ".mhd": read_metaimage,
+    ".dcm": read_dicom,
+}
+# Names of the data files beside a header, by suffix of the header.
+DETACHED: dict[str, Callable[[Place], list[str]]] = {
+    ".nhdr": nrrd_data_files,
+    ".mhd": metaimage_data_files,
+}
 
 _INT16 = np.iinfo(np.int16)
 _EXACT_IN_FLOAT32 = 2**24
@@ -34,6 +53,7 @@ class Image(NamedTuple):
     reader: str
     acquisition: Mapping[str, str]  # technical facts of the first channel
     filled: int  # voxels of all channels that were not finite and got a value
+    number: int | None  # of the volume that was taken, where the files hold several
 
 
 def read_image(
@@ -73,7 +93,13 @@ def read_image(
     volume = Volume(array, first.affine, word, case_id)
     filled = sum(p.filled for p in placed)
     return Image(
-        volume, first.source_affine, first.source_shape, first.reader, first.acquisition, filled
+        volume,
+        first.source_affine,
+        first.source_shape,
+        first.reader,
+        first.acquisition,
+        filled,
+        number=channels[0].volume if first.volumes > 1 else None,
     )
 
 
@@ -111,6 +137,7 @@ class _Placed(NamedTuple):
     reader: str
     modality: str | None
     acquisition: Mapping[str, str]
+    volumes: int
     filled: int
 
 
@@ -123,20 +150,23 @@ def _read(files: ImageFiles, limits: Limits, *, fill: bool = False) -> _Placed:
     try:
         scan = reader(files, limits)
     except OSError as error:
-        reason = error.strerror or error
-        raise ReadError("unreadable", f"{path}: {reason}; restore it") from error
+        where, reason = error.filename or path, error.strerror or error
+        raise ReadError("unreadable", f"{where}: {reason}; restore it") from error
     _check_geometry(scan, path)
     voxels, filled = _filled(scan.voxels) if fill else (scan.voxels, 0)
-    array = to_canonical(_compact(voxels, path), scan.affine)
+    kind = _stored_as(voxels, path)
+    array = to_canonical(voxels.astype(kind, copy=False), scan.affine)
     affine = canonical_affine(scan.affine, source_shape=scan.shape)
     return _Placed(array, affine, scan.affine, scan.shape, *scan[2:], filled)
 
 
 def _check_geometry(scan: Scan, path: Path) -> None:
     affine = scan.affine
-    if not np.isfinite(affine).all() or min(spacing_of(affine)) <= 0:
+    with np.errstate(all="ignore"):  # numbers whose squares overflow are no lengths in mm
+        spacing = np.asarray(spacing_of(affine))
+    if not np.isfinite([*affine.flat, *spacing]).all() or spacing.min() <= 0:
         raise ReadError("bad_geometry", f"{path}: affine {affine.tolist()}; repair the header")
-    axes = affine[:3, :3] / np.asarray(spacing_of(affine))
+    axes = affine[:3, :3] / spacing
     # The volume of the unit cell: 1 for right angles, 0 for axes that fall together. Gantry tilt
     # is 30 degrees at most, which leaves 0.87.
     if abs(np.linalg.det(axes)) < 0.1:
@@ -153,21 +183,21 @@ def _filled(voxels: NDArray[Any]) -> tuple[NDArray[Any], int]:
     return np.nan_to_num(voxels, nan=low, neginf=low, posinf=high), count
 
 
-def _compact(voxels: NDArray[Any], path: Path) -> NDArray[Any]:
-    """The same values as int16 where they all are integers in its range, else as float32."""
+def _stored_as(voxels: NDArray[Any], path: Path) -> type[np.generic]:
+    """int16 where all values are integers in its range, else float32."""
     low, high = voxels.min(), voxels.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         message = f"{path}: NaN or infinity; mend it, or take it in with non_finite=fill"
         raise ReadError("non_finite", message)
     fits = low >= _INT16.min and high <= _INT16.max
     if fits and (voxels.dtype.kind in "iu" or _is_integral(voxels)):
-        return voxels.astype(np.int16, copy=False)
+        return np.int16
     peak = max(abs(float(low)), abs(float(high)))
     exact = _EXACT_IN_FLOAT32 if voxels.dtype.kind in "iu" else float(np.finfo(np.float32).max)
     if peak > exact:
         message = f"{path}: values up to {peak:g} do not fit float32; rescale them"
         raise ReadError("out_of_range", message)
-    return voxels.astype(np.float32, copy=False)
+    return np.float32
 
 
 def _is_integral(voxels: NDArray[Any]) -> bool:

@@ -70,6 +70,7 @@ class Scan(NamedTuple):
     reader: str
     modality: str | None = None  # where the file says it
     acquisition: Mapping[str, str] = {}  # technical facts on an allow-list, from DICOM
+    volumes: int = 1  # how many the files hold, of which this is one
 
     @property
     def shape(self) -> Shape:

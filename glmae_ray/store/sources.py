@@ -1,181 +1,229 @@
-"""From a source that the user names to items, one per case: files, folders, nnU-Net data sets."""
+"""From a source that the user names to items, one per case, with nothing left unaccounted for."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+import bisect
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, NamedTuple
 
-from glmae_ray.config import UserError
-from glmae_ray.store.readers import READERS, suffix_of
+from glmae_ray.errors import UserError
+from glmae_ray.paths import to_place
+from glmae_ray.store.datasets import dataset_items
+from glmae_ray.store.dicom_headers import SliceHeader
+from glmae_ray.store.items import (
+    Found,
+    SourceImage,
+    SourceItem,
+    printable,
+    with_file_facts,
+    with_unique_ids,
+)
+from glmae_ray.store.listing import list_files
+from glmae_ray.store.manifest import SUFFIXES, manifest_items
+from glmae_ray.store.readers import DETACHED, READERS, suffix_of
+from glmae_ray.store.scan import ReadError
 
-NNUNET_LABELS = "structures"  # name of the label map that an nnU-Net data set has
+DICOM = ".dcm"
+
+# What a file is: a slice, not DICOM at all (None), or DICOM that no case can be made of.
+Header = SliceHeader | ReadError | None
+ReadHeaders = Callable[[Sequence[str]], Iterable[Header]]
 
 
-@dataclass(frozen=True)
-class SourceItem:
-    """What becomes one case.
+@dataclass
+class Sources:
+    """What a source holds: every file is in an item, rejected, or something else than an image.
 
     Attributes:
-        case_id: Unique in its source, safe as a folder name.
-        images: One file a channel.
-        label: Label map on the grid of the images.
-        subject: The person; cases of one person share a split.
-        split: train, val or test where the source says so.
-        modality: The data set's word, None where it has none.
-        label_names: Structure name to value in the label map.
+        items: In path order.
+        files: Every file, by location.
+        headers: What the files that were looked into turned out to be, by location.
+        rejected: Locations that nothing can be made of, and why.
+        others: Files that are no images, and why it was thought so.
     """
 
-    case_id: str
-    images: tuple[Path, ...]
-    label: Path | None = None
-    subject: str = ""
-    split: str | None = None
-    modality: str | None = None
-    label_names: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def source(self) -> str:
-        """Path of the first image as text that tables and screens take, whatever its bytes."""
-        return printable(str(self.images[0]))
-
-    @property
-    def files(self) -> list[Path]:
-        """Images in channel order, then the label map."""
-        return [*self.images] if self.label is None else [*self.images, self.label]
+    items: list[SourceItem] = field(default_factory=list)
+    files: dict[str, Found] = field(default_factory=dict)
+    headers: dict[str, Header] = field(default_factory=dict)
+    rejected: dict[str, ReadError] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
 
 
-class Sources(NamedTuple):
-    """What a source holds."""
+def discover(
+    source: str, *, read_headers: ReadHeaders, known: Mapping[Found, Header] | None = None
+) -> Sources:
+    """Find the cases of a file, a folder and everything below it, a glob, or a manifest.
 
-    items: list[SourceItem]  # in path order
-    ignored: int  # files that belong to no item
+    A folder with the `dataset.json` of nnU-Net or Decathlon is taken as that says. Elsewhere
+    every file with a suffix of `READERS` is a case, and DICOM files, whatever they are called
+    and wherever they lie, make one case a series.
 
-
-def discover(source: str) -> Sources:
-    """Find the cases of a file, or of a folder and everything below it.
-
-    A folder with an nnU-Net v2 `dataset.json` is taken as that says; any other file with a
-    suffix of `READERS` is a case of its own.
+    Args:
+        source: Path, URL, glob, or a manifest (.csv, .parquet).
+        read_headers: Looks into files that may be DICOM.
+        known: What is known of files that have not changed since.
 
     Raises:
         UserError: The source is missing, cannot be read, or holds no image.
     """
-    root = Path(source).absolute()
-    if not root.exists():
-        raise UserError(f"source: {source} does not exist")
-    found = list(_walk(root)) if root.is_dir() else [_loose(root)]
-    items = [item for item in found if item is not None]
-    if not items:
-        known = ", ".join(READERS)
-        raise UserError(f"source: {source} holds no image ({known}, or an nnU-Net v2 data set)")
-    items = _with_unique_ids(items, root)
-    return Sources(items, ignored=len(found) - len(items))
+    found = _Finder(read_headers, known or {})
+    if source.lower().endswith(SUFFIXES):
+        root = str(to_place(source))
+        found.take_manifest(root)
+    else:
+        root = found.take_all(source)
+    sources = found.sources
+    if not sources.items and not sources.rejected:
+        kinds = ", ".join(READERS)
+        raise UserError(f"source: {source} holds no image ({kinds}, or a data set of them)")
+    items = with_unique_ids(with_file_facts(sources.items, sources.files), root=root)
+    return replace(sources, items=items)
 
 
-def printable(text: str) -> str:
-    """Text with the bytes of a file name that are no UTF-8 written out."""
-    return text.encode("utf-8", "backslashreplace").decode()
+class _Finder:
+    """Sources while they are being found."""
+
+    def __init__(self, read_headers: ReadHeaders, known: Mapping[Found, Header]) -> None:
+        self.sources = Sources()
+        self._read_headers, self._known = read_headers, known
+
+    def take_all(self, source: str) -> str:
+        """Take every file that a folder, a glob or a file name stands for; return their root."""
+        root, files, unreadable = list_files(source)
+        for folder, reason in unreadable:
+            message = f"{folder}: {reason}; give the right to read it"
+            self.sources.rejected[folder] = ReadError("unreadable", message)
+        self.sources.files = {found.location: found for found in files}
+        loose = self._without_datasets([found.location for found in files])
+        series = self._take_loose(loose)
+        self.sources.items += self._series_items(series)
+        self.sources.items.sort(key=lambda item: item.channels[0].locations[0].split("/"))
+        return root
+
+    def take_manifest(self, location: str) -> None:
+        """Take what a manifest names."""
+        self.sources.others[location] = "the manifest"
+        for item in manifest_items(location):
+            try:
+                channels = tuple(self._settled(image) for image in item.channels)
+            except ReadError as error:
+                self.sources.rejected[item.source] = error
+                continue
+            self.sources.items.append(replace(item, channels=channels))
+            if item.label is not None:
+                self._list(item.label.locations[0])
+
+    def _without_datasets(self, locations: Sequence[str]) -> list[str]:
+        """Take the items of self-describing data sets; return the files outside of them."""
+        roots = [place.rpartition("/")[0] for place in locations if place.endswith("/dataset.json")]
+        inside: set[str] = set()
+        for root in roots:
+            if f"{root}/dataset.json" in inside:
+                continue
+            below = _below(locations, root)
+            items = dataset_items(root, dict.fromkeys(below))
+            if items is None:
+                continue
+            self.sources.items += items
+            used = {place for item in items for place in item.locations}
+            unused = (place for place in below if place not in used)
+            self.sources.others |= dict.fromkeys(unused, "no case of the data set names it")
+            inside.update(below)
+        return [place for place in locations if place not in inside]
+
+    def _take_loose(self, locations: Sequence[str]) -> dict[str, list[str]]:
+        """Take single-file images; return the slices of each DICOM series."""
+        singles = [place for place in locations if suffix_of(place) not in (None, DICOM)]
+        parts: dict[str, list[str]] = {place: self._data_files(place) for place in singles}
+        data = {part for several in parts.values() for part in several}
+        for place, several in parts.items():
+            suffix = suffix_of(place)
+            if suffix is not None and place not in data:
+                name = printable(place.rpartition("/")[2][: -len(suffix)])
+                image = SourceImage(suffix, (place, *several))
+                self.sources.items.append(SourceItem(name, (image,), subject=name))
+        unclear = [place for place in locations if place not in parts and place not in data]
+        series: dict[str, list[str]] = defaultdict(list)
+        for place, header in zip(unclear, self._headers(unclear), strict=True):
+            if header is None:
+                self.sources.others[place] = "no suffix and no content of an image"
+            elif isinstance(header, ReadError):
+                self.sources.rejected[place] = header
+            else:
+                series[header.series].append(place)
+        return series
+
+    def _series_items(self, series: Mapping[str, list[str]]) -> Iterable[SourceItem]:
+        for key, places in series.items():
+            header = self.sources.headers[places[0]]
+            assert isinstance(header, SliceHeader)
+            yield SourceItem(
+                case_id=f"dicom-{key[:16]}",
+                channels=(SourceImage(DICOM, tuple(places)),),
+                subject=header.subject,
+                modality=header.modality,
+                is_named_by_content=True,
+            )
+
+    def _headers(self, locations: Sequence[str]) -> list[Header]:
+        """What each file is; those that have not changed since are not opened again."""
+        found = self.sources.files
+        headers = {p: self._known[found[p]] for p in locations if found[p] in self._known}
+        unread = [place for place in locations if place not in headers]
+        headers |= dict(zip(unread, self._read_headers(unread), strict=True))
+        self.sources.headers |= headers
+        return [headers[place] for place in locations]
+
+    def _data_files(self, place: str) -> list[str]:
+        """Files that hold the voxels of a detached header."""
+        names = DETACHED.get(suffix_of(place) or "")
+        if names is None:
+            return []
+        folder = place.rpartition("/")[0]
+        try:
+            return [f"{folder}/{name}" for name in names(to_place(place))]
+        except (ReadError, OSError):
+            return []  # reading the image will say the same
+
+    def _settled(self, image: SourceImage) -> SourceImage:
+        """An image of a manifest with all its files; a folder becomes the series in it."""
+        (place,) = image.locations
+        if image.reader and image.reader != DICOM:
+            several = self._data_files(place)
+            for part in (place, *several):
+                self._list(part)
+            return SourceImage(image.reader, (place, *several))
+        try:
+            files = list_files(place).files
+        except UserError as error:
+            raise ReadError(
+                "unreadable", f"{place}: {error.lines[0]}; correct the manifest"
+            ) from None
+        self.sources.files |= {found.location: found for found in files}
+        places = [found.location for found in files]
+        headers = dict(zip(places, self._headers(places), strict=True))
+        slices = [p for p, header in headers.items() if isinstance(header, SliceHeader)]
+        kinds = {header.series for header in headers.values() if isinstance(header, SliceHeader)}
+        if len(kinds) != 1:
+            message = f"{place}: {len(kinds)} DICOM series; name a folder that holds one"
+            raise ReadError("unreadable" if not kinds else "not_3d", message)
+        self.sources.others |= {p: "no slice of the series" for p in places if p not in slices}
+        return SourceImage(DICOM, tuple(slices))
+
+    def _list(self, location: str) -> None:
+        """Put a file that a manifest names among the files; one that is not there is no file."""
+        try:
+            self.sources.files |= {found.location: found for found in list_files(location).files}
+        except UserError:
+            return  # reading it will say so
 
 
-def other_id(case_id: str, *, place: str) -> str:
-    """An id for a case whose own id is taken, from where its file is."""
-    return f"{case_id}-{hashlib.sha256(printable(place).encode()).hexdigest()[:8]}"
-
-
-def _walk(folder: Path) -> Iterator[SourceItem | None]:
-    """Items of a folder and all below it in path order; None for a file that is no part of one."""
-    about = _nnunet_description(folder)
-    if about is not None:
-        yield from _nnunet_items(folder, about)
-        return
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"source: {folder} cannot be read ({error.strerror})") from None
-    for entry in entries:
-        # Links to folders are not followed: they may lead back up.
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(folder / entry.name)
-        else:
-            yield _loose(folder / entry.name)
-
-
-def _loose(path: Path) -> SourceItem | None:
-    suffix = suffix_of(path)
-    if suffix is None:
-        return None
-    name = printable(path.name[: -len(suffix)])
-    return SourceItem(name, (path,), subject=name)
-
-
-def _nnunet_description(folder: Path) -> dict[str, Any] | None:
-    """The `dataset.json` of an nnU-Net v2 data set, None where the folder is something else."""
-    try:
-        about = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    wanted = {"channel_names": dict, "labels": dict, "file_ending": str}
-    is_v2 = isinstance(about, dict) and all(
-        isinstance(about.get(key), kind) for key, kind in wanted.items()
-    )
-    return about if is_v2 and (folder / "imagesTr").is_dir() else None
-
-
-def _nnunet_items(folder: Path, about: dict[str, Any]) -> Iterator[SourceItem | None]:
-    used: set[Path] = set()
-    for part, split in (("Tr", None), ("Ts", "test")):
-        for item in _nnunet_part(folder, about, part=part):
-            used.update(item.files)
-            yield replace(item, split=split)
-    files = (Path(at) / name for at, _, names in os.walk(folder) for name in names)
-    yield from (None for path in files if path not in used)
-
-
-def _nnunet_part(folder: Path, about: dict[str, Any], *, part: str) -> Iterator[SourceItem]:
-    ending, channels = about["file_ending"], about["channel_names"]
-    pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
-    names = (path.name for path in (folder / f"images{part}").glob(f"*{ending}"))
-    cases = {match[1] for name in names if (match := pattern.fullmatch(name))}
-    # Regions are lists of values that other entries name.
-    label_names = {name: value for name, value in about["labels"].items() if type(value) is int}
-    for case in sorted(cases):
-        # A channel that is missing is named here all the same: reading it says so.
-        images = (
-            folder / f"images{part}" / f"{case}_{n:04d}{ending}" for n in range(len(channels))
-        )
-        label = folder / f"labels{part}" / f"{case}{ending}"
-        yield SourceItem(
-            case_id=case,
-            images=tuple(images),
-            label=label if label.exists() else None,
-            subject=printable(case),
-            modality=channels.get("0"),
-            label_names=label_names,
-        )
-
-
-def _with_unique_ids(items: Iterable[SourceItem], root: Path) -> list[SourceItem]:
-    """Ids safe as folder names; of several equal ones all but the first get a hash of the path."""
-    taken: set[str] = set()
-    unique = []
-    for item in items:
-        case_id = _safe(item.case_id)
-        if case_id.casefold() in taken:
-            case_id = other_id(case_id, place=os.path.relpath(item.images[0], root))
-        # Some file systems see no difference between A and a.
-        taken.add(case_id.casefold())
-        unique.append(replace(item, case_id=case_id))
-    return unique
-
-
-def _safe(name: str) -> str:
-    """A name that no file system and no Zarr store reads as anything but a name."""
-    safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)
-    safe = re.sub(r"^(\.|__)[._]*", "_", safe) or "_"
-    return safe + "_" if safe.casefold() == "zarr.json" else safe
+def _below(locations: Sequence[str], root: str) -> list[str]:
+    """Locations inside a folder, out of a list in path order."""
+    parts = root.split("/")
+    start = bisect.bisect_left(locations, parts, key=lambda place: place.split("/"))
+    stop = start
+    while stop < len(locations) and locations[stop].startswith(f"{root}/"):
+        stop += 1
+    return list(locations[start:stop])

@@ -1,25 +1,35 @@
 """VolumeStore: cases as OME-Zarr groups with a pyramid and labels; the only door to Zarr.
 
-Arrays go through tensorstore (zarr-python reads the chunks of a shard one after another), group
-documents through zarr-python. A case is published by the document of its group, written last: a
+Arrays go through tensorstore (zarr-python reads the chunks of a shard one after another), the
+documents of groups are JSON. A case is published by the document of its group, written last: a
 case folder without it is what a killed job left, nobody sees it, and the next write replaces it.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import tensorstore as ts
-import zarr
 from numpy.typing import NDArray
 
-from glmae_ray.config import UserError
+from glmae_ray.errors import UserError
+from glmae_ray.paths import (
+    UNFINISHED,
+    Place,
+    folders_with,
+    is_url,
+    names_in,
+    publish,
+    read_file,
+    remove_folder,
+    to_place,
+)
 from glmae_ray.store import layout
+from glmae_ray.store.arrays import all_done, kvstore, make_arrays, make_context, plain_errors
 from glmae_ray.store.layout import pyramid_factors
 from glmae_ray.volume import Shape, Volume
 
@@ -29,71 +39,83 @@ Box = Sequence[Sequence[int]]  # ((z0, y0, x0), (z1, y1, x1)), end exclusive
 Request = tuple[str, int, Box | None]  # case id, level, box in voxels of that level
 
 _DOCUMENT = "zarr.json"
+_BEFORE_DOCUMENT = {"cases", _DOCUMENT + UNFINISHED}  # all that a killed `create` leaves
 _OPEN_ARRAYS = 4096  # handles kept per process; an archive may hold far more cases than that
 
 
 class VolumeStore:
-    """A folder of cases. Cheap to pickle: another process opens its own handles when it reads."""
+    """A folder of cases, here or on S3. Cheap to pickle: each process opens its own handles.
+
+    Attributes:
+        path: The STORE folder; as a string, what the caller named.
+    """
 
     def __init__(
-        self, path: str | Path, *, chunk: Shape, levels: int, threads: int | None = None
+        self, path: str | Place, *, chunk: Shape, levels: int, threads: int | None = None
     ) -> None:
         """Name a store without touching it; `create` and `open` are what callers want.
 
         Args:
-            path: The STORE folder.
+            path: The STORE folder, a path or `s3://BUCKET/FOLDER`.
             chunk: Sides (Z, Y, X) of the compressed blocks inside a shard.
             levels: Pyramid levels of every case.
             threads: Cap on threads that read and decode; None leaves it to tensorstore.
         """
-        self.path = Path(path).absolute()
+        self.path = _store_place(path)
         self.chunk, self.levels, self.threads = chunk, levels, threads
         self._opened = lru_cache(maxsize=_OPEN_ARRAYS)(self._open_array)
 
     @classmethod
     def create(
-        cls, path: str | Path, *, chunk: Shape = (32, 32, 32), levels: int = 3
+        cls, path: str | Place, *, chunk: Shape = (32, 32, 32), levels: int = 3
     ) -> VolumeStore:
         """Make an empty store; `chunk` and `levels` are kept in it for later writers.
 
         Raises:
-            UserError: Something is there already.
+            UserError: Something is there already, or the object store refuses.
         """
         if cls.exists(path):
             raise UserError(f"store: {path} is there already")
+        store = cls(path, chunk=chunk, levels=levels)
         about = {"format": FORMAT, "chunk": list(chunk), "levels": levels}
-        zarr.open_group(str(Path(path) / "cases"), mode="a")
-        zarr.create_group(str(path), attributes={"glmae": about})
-        return cls(path, chunk=chunk, levels=levels)
+        _write_group(store._cases, {})
+        _write_group(store.path, {"glmae": about})
+        return store
 
     @classmethod
-    def exists(cls, path: str | Path) -> bool:
+    def exists(cls, path: str | Place) -> bool:
         """Whether `open` would succeed; False where `create` would.
 
         Raises:
-            UserError: Neither: something else is there, or a store of another format version.
+            UserError: Neither: something else is there, a store of another format version, or
+                an object store that refuses.
+            OSError: The object store fails.
         """
-        if (Path(path) / _DOCUMENT).exists():
+        place = _store_place(path)
+        if _read_group(place) is not None:
             cls.open(path)
             return True
-        # A folder with `cases` alone is a store whose making was killed.
-        if Path(path).exists() and (not Path(path).is_dir() or set(os.listdir(path)) - {"cases"}):
+        if _is_file(place) or names_in(place) - _BEFORE_DOCUMENT:
             raise UserError(f"store: {path} is there and not a store that glmae made")
         return False
 
     @classmethod
-    def open(cls, path: str | Path, *, threads: int | None = None) -> VolumeStore:
+    def open(cls, path: str | Place, *, threads: int | None = None) -> VolumeStore:
         """Open a store that exists.
 
         Raises:
-            UserError: Nothing is there, it is no store of ours, or one of another format version.
+            UserError: Nothing is there, it is no store of ours, one of another format version, or
+                the object store refuses.
+            OSError: The object store fails.
         """
-        if not Path(path).exists():
+        place = _store_place(path)
+        attributes = _read_group(place)
+        if attributes is None and not _is_file(place) and not names_in(place):
             raise UserError(f"store: {path} does not exist; `glmae ingest` makes one")
         try:
-            about = dict(zarr.open_group(str(path), mode="r").attrs)["glmae"]
+            about = (attributes or {})["glmae"]
             found = about["format"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             raise UserError(f"store: {path} is not a store that glmae made") from None
         if found != FORMAT:
             raise UserError(f"store: {path} has format {found}, this version reads {FORMAT}")
@@ -117,30 +139,31 @@ class VolumeStore:
             label_names: Structure name to value, the same for every map.
             record: The case's row of the index, JSON values; the index can be rebuilt from it.
             pyramid: What `make_pyramid` gave for this volume, where the caller has it already.
+
+        Raises:
+            UserError: The object store refuses.
+            OSError: Disk or object store fail; the case is not in the store.
         """
-        case = volume.case_id
+        case, folder = volume.case_id, self._cases / volume.case_id
         self.remove(case)
         levels = pyramid or make_pyramid(volume, self.levels)
         air = volume.array.min().item()
-        for level, array in enumerate(levels):
-            self._write_array(f"{case}/image/{level}", array, fill_value=air)
+        arrays = {f"{case}/image/{level}": (array, air) for level, array in enumerate(levels)}
+        arrays |= {f"{case}/labels/{name}/0": (array, 0) for name, array in labels.items()}
+        self._write_arrays(arrays)
         factors = pyramid_factors(volume.shape, volume.spacing, self.levels)
         about = layout.image_attributes(case, spacing=volume.spacing, factors=factors)
-        self._write_group(f"{case}/image", about)
-        for name, array in labels.items():
-            self._write_array(f"{case}/labels/{name}/0", array, fill_value=0)
+        _write_group(folder / "image", about)
+        for name in labels:
             about = layout.label_attributes(name, spacing=volume.spacing, label_names=label_names)
-            self._write_group(f"{case}/labels/{name}", about)
-        self._write_group(f"{case}/labels", layout.labels_attributes(list(labels)))
-        self._write_group(case, {"glmae": dict(record)})
+            _write_group(folder / "labels" / name, about)
+        _write_group(folder / "labels", layout.labels_attributes(list(labels)))
+        _write_group(folder, {"glmae": dict(record)})
 
     def remove(self, case_id: str) -> None:
         """Take a case out of the store; a case that is not there is fine."""
-        folder = self._cases / case_id
         # Unpublished first: a kill while the folder goes must not leave half a case in sight.
-        (folder / _DOCUMENT).unlink(missing_ok=True)
-        if folder.exists():
-            shutil.rmtree(folder)
+        if remove_folder(self._cases / case_id, first=_DOCUMENT):
             self._opened.cache_clear()
 
     def read(self, case_id: str, *, level: int = 0, box: Box | None = None) -> NDArray[Any]:
@@ -153,85 +176,117 @@ class VolumeStore:
         Raises:
             KeyError: A case or level is not in the store.
             ValueError: A box reaches outside its level.
+            UserError: The object store refuses.
+            OSError: Disk or object store fail.
         """
         names = [f"{case}/image/{level}" for case, level, _ in requests]
         for name in names:
             self._opened(name)  # all opening at once
-        reads = [
-            self._array(name)[_slices(box)].read()
-            for name, (_, _, box) in zip(names, requests, strict=True)
-        ]
-        return [read.result() for read in reads]
+        with plain_errors(self.path):
+            reads = [
+                self._array(name)[_slices(box)].read()
+                for name, (_, _, box) in zip(names, requests, strict=True)
+            ]
+            return [read.result() for read in reads]
 
     def read_label(self, case_id: str, name: str) -> NDArray[Any]:
         """Label map (Z, Y, X) on the grid of level 0; a KeyError where the case has none."""
-        return self._array(f"{case_id}/labels/{name}/0").read().result()
+        with plain_errors(self.path):
+            return self._array(f"{case_id}/labels/{name}/0").read().result()
 
     def cases(self) -> list[str]:
         """Ids of the published cases, sorted."""
-        if not self._cases.is_dir():
-            return []
-        folders = (entry.name for entry in os.scandir(self._cases) if entry.is_dir())
-        return sorted(name for name in folders if name in self)
+        return folders_with(self._cases, _DOCUMENT)
 
     def __contains__(self, case_id: str) -> bool:
-        """Whether a case is published."""
-        return (self._cases / case_id / _DOCUMENT).exists()
+        """Whether a case is published; an OSError where the object store does not say."""
+        return read_file(self._cases / case_id / _DOCUMENT) is not None
 
     def record(self, case_id: str) -> dict[str, Any]:
         """The index row that was written with a published case."""
-        return dict(zarr.open_group(str(self._cases / case_id), mode="r").attrs["glmae"])
+        attributes = _read_group(self._cases / case_id)
+        if attributes is None:
+            raise KeyError(f"{self.path} has no {case_id}")
+        return attributes["glmae"]
 
     def write_record(self, case_id: str, record: Mapping[str, Any]) -> None:
         """Replace the index row that a published case carries; its voxels stay."""
-        zarr.open_group(str(self._cases / case_id), mode="r+").attrs["glmae"] = dict(record)
+        self.record(case_id)  # a case that is not there must not be published by this
+        _write_group(self._cases / case_id, {"glmae": dict(record)})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the name and the settings, not the open handles."""
+        """Pickle the name and the settings, not the open handles, not the credentials."""
         kind = partial(VolumeStore, chunk=self.chunk, levels=self.levels, threads=self.threads)
-        return kind, (self.path,)
+        return kind, (str(self.path),)
 
     @property
-    def _cases(self) -> Path:
+    def _cases(self) -> Place:
         return self.path / "cases"
 
     @cached_property
     def _context(self) -> ts.Context:
-        if self.threads is None:
-            return ts.Context()
-        limit = {"limit": self.threads}
-        return ts.Context({"data_copy_concurrency": limit, "file_io_concurrency": limit})
+        return make_context(self.path, threads=self.threads)
 
     def _open_array(self, name: str) -> ts.Future:
-        # recheck_cached_metadata: a case never changes in place, so once is enough.
-        spec = {"driver": "zarr3", "kvstore": self._kvstore(name), "recheck_cached_metadata": False}
+        spec = {
+            "driver": "zarr3",
+            "kvstore": kvstore(self._cases / name),
+            "recheck_cached_metadata": False,  # a case never changes in place, so once is enough
+        }
         return ts.open(spec, open=True, read=True, context=self._context)
 
     def _array(self, name: str) -> ts.TensorStore:
         try:
-            return self._opened(name).result()
-        except ValueError as error:
+            with plain_errors(self.path):
+                return self._opened(name).result()
+        except FileNotFoundError:
             self._opened.cache_clear()  # the case may be published later
-            if "NOT_FOUND" in str(error):
-                raise KeyError(f"{self.path} has no {name}") from None
+            raise KeyError(f"{self.path} has no {name}") from None
+        except (OSError, UserError):
+            self._opened.cache_clear()  # the next call tries again
             raise
 
-    def _write_array(self, name: str, array: NDArray[Any], *, fill_value: float) -> None:
-        spec = {
-            "driver": "zarr3",
-            "kvstore": self._kvstore(name),
-            "metadata": layout.array_metadata(array, chunk=self.chunk, fill_value=fill_value),
-        }
-        handle = ts.open(spec, create=True, context=self._context).result()
-        handle.write(array).result()
+    def _write_arrays(self, arrays: Mapping[str, tuple[NDArray[Any], float]]) -> None:
+        """Write arrays, by name and each with its fill value, all at once."""
+        specs = [
+            {
+                "driver": "zarr3",
+                "kvstore": kvstore(self._cases / name),
+                "metadata": layout.array_metadata(array, chunk=self.chunk, fill_value=fill_value),
+            }
+            for name, (array, fill_value) in arrays.items()
+        ]
+        with plain_errors(self.path):
+            handles = make_arrays(specs, self._context)
+            voxels = (array for array, _ in arrays.values())
+            all_done([h.write(array) for h, array in zip(handles, voxels, strict=True)])
 
-    def _write_group(self, name: str, attributes: dict[str, Any]) -> None:
-        # Opened at the group itself: below a root, zarr-python would write the parents' documents
-        # too, and so publish the case before it is whole.
-        zarr.create_group(str(self._cases / name), attributes=attributes)
 
-    def _kvstore(self, name: str) -> dict[str, str]:
-        return {"driver": "file", "path": f"{self._cases / name}/"}
+def _store_place(path: str | Place) -> Place:
+    if is_url(path) and not str(path).startswith("s3://"):
+        raise UserError(f"store: {path} is neither a path nor s3://BUCKET/FOLDER")
+    return to_place(path)
+
+
+def _is_file(place: Place) -> bool:
+    return isinstance(place, Path) and place.is_file()
+
+
+def _read_group(folder: Place) -> dict[str, Any] | None:
+    """Attributes of a Zarr group, None where there is none."""
+    try:
+        raw = read_file(folder / _DOCUMENT)
+    except UserError as error:
+        raise UserError(*(f"store: {line}" for line in error.lines)) from None
+    try:
+        return None if raw is None else json.loads(raw).get("attributes", {})
+    except (ValueError, AttributeError):
+        raise UserError(f"store: {folder / _DOCUMENT} is no JSON object; restore it") from None
+
+
+def _write_group(folder: Place, attributes: Mapping[str, Any]) -> None:
+    document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    publish(folder / _DOCUMENT, json.dumps(document, indent=2))
 
 
 def make_pyramid(volume: Volume, levels: int) -> list[NDArray[Any]]:

@@ -126,11 +126,11 @@ def test_while_a_case_is_replaced_no_row_speaks_of_its_old_voxels(archive, tmp_p
     write_nifti(archive / "loose.nii", scans.voxels(seed=8))
     seen = []
 
-    def watched(todo, store):
+    def watched(todo, **how):
         seen.append(VolumeIndex.read(tmp_path / "s").case_ids())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("glmae_ray.jobs.ingest._outcomes", watched)
+    monkeypatch.setattr("glmae_ray.jobs.ingest.outcomes", watched)
     assert ingest(archive, tmp_path / "s") == 130
     assert seen == [["p1", "p2"]]
 

@@ -23,7 +23,8 @@ def build(*words: str) -> tuple[PretrainConfig, GLMAE]:
 
 def make_batch(cfg: PretrainConfig, samples: int = 3) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    batch = {"window": torch.tensor([[-1000.0, 1000.0]] * samples)}
+    windows = torch.tensor([-1000.0, 1000.0]).expand(samples, cfg.model.channels, 2)
+    batch = {"window": windows}
     for kind in ("global", "local"):
         views = getattr(cfg.views, f"{kind}_count")
         shape = (samples, views, cfg.model.channels, *getattr(cfg.views, f"{kind}_size"))
@@ -250,3 +251,15 @@ def test_a_picture_is_the_original_where_nothing_was_hidden_and_denormalised_whe
         )
         if hidden[place].all():
             torch.testing.assert_close(rebuilt[place], original[place].mean().expand(8, 4, 2))
+
+
+def test_every_channel_has_a_window_of_its_own():
+    cfg, module = build("model.channels=2")
+    batch = make_batch(cfg)
+    wide = torch.tensor([[-1000.0, 1000.0], [-2000.0, 2000.0]]).expand(3, 2, 2)
+    one = module._masked(batch, "global").patches_BNP
+    both = module._masked(batch | {"window": wide}, "global").patches_BNP
+    inside = (one > 0) & (one < 1)
+    first, second = torch.isclose(both, one), torch.isclose(both, (one - 0.5) / 2 + 0.5)
+    assert (first | second)[inside].all()
+    assert first[inside].float().mean() == pytest.approx(0.5, abs=0.05)

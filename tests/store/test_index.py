@@ -1,13 +1,14 @@
 """VolumeIndex: a row a case, the same from whichever side it is read; splits; quarantine."""
 
 import json
+import os
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
-from glmae_ray.config import UserError
+from glmae_ray.errors import UserError
 from glmae_ray.store.index import (
+    QUARANTINE_SCHEMA,
     SCHEMA,
     VolumeIndex,
     assign_split,
@@ -29,11 +30,14 @@ def record(case_id, **change):
         "source_affine": [float(-n) for n in range(16)],
         "source_shape": [50, 40, 30],
         "dtype": "int16",
-        **dict.fromkeys(["minimum", "maximum", "p0_5", "p50", "p99_5", "mean", "std"], 1.5),
+        **dict.fromkeys(["minimum", "maximum", "p0_5", "p50", "p99_5", "mean", "std"], [1.5]),
         "box_start": [1, 2, 3],
         "box_stop": [29, 30, 31],
         "factors": [[1, 1, 1], [1, 2, 2], [1, 4, 4]],
         "structures": {"spleen": 7, "liver": 70},
+        "annotated": ["spleen", "liver", "kidney"],
+        "filled": 0,
+        "acquisition": {"KVP": "120"},
         "source": f"/scans/{case_id}.nii",
         "source_hash": "s" + case_id,
         "source_stamp": "t" + case_id,
@@ -108,11 +112,10 @@ def test_a_store_without_an_index_is_named(tmp_path):
 def test_a_failed_write_leaves_the_old_index(tmp_path, monkeypatch):
     VolumeIndex.from_records([record("a")]).write(tmp_path)
 
-    def half(table, path):
-        path.write_bytes(b"PAR1")
+    def full(descriptor):
         raise OSError("disk full")
 
-    monkeypatch.setattr(pq, "write_table", half)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="disk full"):
         VolumeIndex.from_records([]).write(tmp_path)
     assert VolumeIndex.read(tmp_path).case_ids() == ["a"]
@@ -120,7 +123,7 @@ def test_a_failed_write_leaves_the_old_index(tmp_path, monkeypatch):
 
 def test_quarantine_rows_come_back_sorted(tmp_path):
     assert read_quarantine(tmp_path) == []
-    rows = [{"source": name, "reason": "constant", "message": name} for name in "ba"]
+    rows = [dict.fromkeys(QUARANTINE_SCHEMA.names, name) for name in "ba"]
     write_quarantine(tmp_path, rows)
     assert read_quarantine(tmp_path) == rows[::-1]
 

@@ -7,33 +7,41 @@ import shutil
 import numpy as np
 import pytest
 
-from glmae_ray.store.index import VolumeIndex, read_quarantine
-from glmae_ray.store.intake import take_in
+from glmae_ray.store.index import VolumeIndex, read_files, read_quarantine
+from glmae_ray.store.intake import Choices, take_in
 from glmae_ray.store.ledger import Ledger
 from glmae_ray.store.readers import READERS
-from glmae_ray.store.scan import ReadError
+from glmae_ray.store.scan import Limits, ReadError
 from glmae_ray.store.sources import discover
 from glmae_ray.store.zarr_store import VolumeStore
 from tests.store import scans
 from tests.store.scans import write_nifti
 
 SPLITS = (0.8, 0.1, 0.1)
+AS_IT_IS = Choices()
 
 
-def outcome_of(pending, store):
+def outcome_of(pending, store, choices=AS_IT_IS):
     try:
-        return take_in(pending, store=store)
+        return take_in(pending, store=store, choices=choices)
     except ReadError as error:
         return error
 
 
-def ingest(source, store, *, order=lambda pending: pending, saves=True):
+def ledger_of(source, store, *, splits=SPLITS, choices=AS_IT_IS):
+    sources = discover(str(source), read_headers=lambda places: [None] * len(places))
+    return Ledger(store, sources, splits=splits, choices=choices)
+
+
+def ingest(source, store, *, order=lambda pending: pending, saves=True, **choices):
     """One run in this process, cases finishing in `order`."""
-    ledger = Ledger(store, discover(str(source)).items, splits=SPLITS)
+    choices = Choices(**choices)
+    ledger = ledger_of(source, store, choices=choices)
     for pending in order(list(ledger.pending)):
-        ledger.add(pending, outcome_of(pending, store))
+        ledger.add(pending, outcome_of(pending, store, choices))
     if saves:
         ledger.save()
+        ledger.save_files(secret="")
     return ledger
 
 
@@ -157,7 +165,7 @@ def test_a_run_killed_while_it_replaced_a_case_leaves_no_old_row(source, store):
     ingest(source, store)
     write_nifti(source / "a.nii.gz", scans.voxels(seed=9))
     # The tables are saved before the new case is booked, which is published when the kill comes.
-    ledger = Ledger(store, discover(str(source)).items, splits=SPLITS)
+    ledger = ledger_of(source, store)
     ledger.save()
     outcome_of(ledger.pending[0], store)
     assert counts(ingest(source, store)) == (0, 3, 0)
@@ -174,7 +182,7 @@ def test_a_subject_keeps_its_split_whatever_is_asked_later(source, store):
     ingest(source, store)
     before = {row["subject"]: row["split"] for row in VolumeIndex.read(store.path).records()}
     write_nifti(source / "later" / "a.nii.gz", scans.voxels(seed=8))
-    ledger = Ledger(store, discover(str(source)).items, splits=(0.0, 0.0, 1.0))
+    ledger = ledger_of(source, store, splits=(0.0, 0.0, 1.0))
     (pending,) = ledger.pending
     assert pending.item.subject == "a"
     assert pending.split == before["a"] != "test"
@@ -190,7 +198,7 @@ def test_what_goes_wrong_in_writing_is_not_the_sources_fault(source, store, monk
 
 
 def test_an_unforeseen_error_in_a_reader_is_that_cases_alone(source, store, monkeypatch):
-    def surprise(path):
+    def surprise(files, limits):
         raise ZeroDivisionError("never thought of")
 
     monkeypatch.setitem(READERS, ".nii", surprise)
@@ -199,3 +207,97 @@ def test_an_unforeseen_error_in_a_reader_is_that_cases_alone(source, store, monk
     assert counts(ledger) == (3, 0, 1)
     assert ledger.quarantined[0]["reason"] == "unreadable"
     assert "never thought of" in ledger.quarantined[0]["message"]
+
+
+def outcomes(store):
+    return {
+        row["location"].rpartition("/")[2]: (row["outcome"], row["case_id"])
+        for row in read_files(store.path)
+    }
+
+
+def test_every_file_has_a_row_that_says_what_became_of_it(source, store):
+    shutil.copy(source / "a.nii.gz", source / "z.nii.gz")
+    (source / "broken.nii").touch()
+    (source / "notes.txt").touch()
+    ingest(source, store)
+    assert outcomes(store) == {
+        "a.nii.gz": ("case", "a"),
+        "b.nii.gz": ("case", "b"),
+        "c.nii.gz": ("case", "c"),
+        "z.nii.gz": ("quarantined", None),
+        "broken.nii": ("quarantined", None),
+        "notes.txt": ("not_an_image", None),
+    }
+
+
+def test_files_of_a_run_that_was_killed_are_pending(source, store):
+    ledger = ledger_of(source, store)
+    ledger.save_files(secret="")
+    assert set(outcomes(store).values()) == {("pending", None)}
+
+
+def test_a_source_that_was_rejected_is_not_read_again_until_something_changes(source, store):
+    write_nifti(source / "small.nii", scans.voxels((3, 40, 40)))
+    shutil.copy(source / "a.nii.gz", source / "z.nii.gz")
+    assert counts(ingest(source, store)) == (3, 0, 2)
+    assert ledger_of(source, store).pending == []
+    assert counts(ingest(source, store)) == (0, 3, 2)
+    # Other limits, another file, no twin any more.
+    choices = Choices(limits=Limits(min_side=2))
+    names = [p.item.case_id for p in ledger_of(source, store, choices=choices).pending]
+    assert "small" in names
+    write_nifti(source / "a.nii.gz", scans.voxels(seed=11))
+    assert {p.item.case_id for p in ledger_of(source, store).pending} == {"a", "z"}
+    assert counts(ingest(source, store)) == (2, 2, 1)
+
+
+def test_an_unreadable_source_is_tried_again(source, store):
+    (source / "x.nii").symlink_to(source / "offline")
+    assert counts(ingest(source, store)) == (3, 0, 1)
+    assert [p.item.case_id for p in ledger_of(source, store).pending] == ["x"]
+
+
+def test_one_of_several_volumes_is_taken_where_the_user_says_which(source, store):
+    four = np.stack([scans.voxels(seed=n) for n in (20, 21)], axis=-1)
+    write_nifti(source / "four.nii.gz", four)
+    assert counts(ingest(source, store)) == (3, 0, 1)
+    (row,) = read_quarantine(store.path)
+    assert (row["reason"], "volume=" in row["message"]) == ("not_3d", True)
+
+    assert counts(ingest(source, store, volume=1)) == (1, 3, 0)
+    row = VolumeIndex.read(store.path).row("four")
+    assert row["options"]["volume"] == "1"
+    assert store.read("four").sum() == four[..., 1].sum()
+    assert ledger_of(source, store, choices=Choices(volume=1)).pending == []
+    assert counts(ingest(source, store, volume=0)) == (1, 3, 0)
+    assert store.read("four").sum() == four[..., 0].sum()
+
+
+def test_what_is_not_finite_is_filled_where_the_user_says_so(source, store):
+    data = scans.voxels(dtype=np.float32, seed=30)
+    data[0, 0, 0], data[1, 0, 0], data[2, 0, 0] = np.nan, np.inf, -np.inf
+    write_nifti(source / "nan.nii.gz", data)
+    assert counts(ingest(source, store)) == (3, 0, 1)
+    assert read_quarantine(store.path)[0]["reason"] == "non_finite"
+
+    assert counts(ingest(source, store, fill=True)) == (1, 3, 0)
+    row = VolumeIndex.read(store.path).row("nan")
+    assert (row["filled"], row["options"]["non_finite"]) == (3, "fill")
+    assert np.isfinite(store.read("nan")).all()
+    assert store.read("nan").max() == data[np.isfinite(data)].max()
+
+
+def test_another_spacing_and_a_crop_are_made_and_recorded(source, store):
+    ingest(source, store)
+    before = VolumeIndex.read(store.path).row("a")
+    assert counts(ingest(source, store, spacing_mm=(3.0, 2.2, 1.8), crop=True)) == (3, 0, 0)
+    row = VolumeIndex.read(store.path).row("a")
+    assert row["spacing"] == pytest.approx([3.0, 2.2, 1.8])
+    assert np.prod(row["shape"]) < np.prod(before["shape"]) / 4
+    assert row["source_shape"] == before["source_shape"]
+    assert row["source_affine"] == before["source_affine"]
+    assert row["options"]["crop"] == "foreground"
+    assert row["options"]["spacing_mm"] == "[3.0, 2.2, 1.8]"
+    assert counts(ingest(source, store)) == (3, 0, 0)
+    assert VolumeIndex.read(store.path).row("a") == before

@@ -6,15 +6,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from glmae_ray.store.readers import READERS, read_image, read_label
-from glmae_ray.store.scan import MAX_VOXELS, REASONS, ReadError
+from glmae_ray.store.readers import read_image, read_label
+from glmae_ray.store.scan import LIMITS, REASONS, ReadError
 from glmae_ray.volume import to_source_axes
 from tests.store import scans
-from tests.store.scans import write_nifti
+from tests.store.scans import files_of, write_nifti
+
+NIFTI = (".nii", ".nii.gz")
 
 
-def read(path):
-    return read_image([path], case_id="a", modality="CT")
+def read(path, volume=None, **options):
+    return read_image([files_of(path, volume=volume)], case_id="a", **options)
 
 
 def reason_of(path):
@@ -25,7 +27,7 @@ def reason_of(path):
     return caught.value.reason
 
 
-@pytest.mark.parametrize("suffix", sorted(READERS))
+@pytest.mark.parametrize("suffix", NIFTI)
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 def test_integers_come_through_bit_for_bit(tmp_path, suffix, kind):
     data = np.random.default_rng(1).integers(-(2**15), 2**15, scans.SHAPE).astype(np.int16)
@@ -72,7 +74,7 @@ def test_slope_and_intercept_are_applied_as_nibabel_does(tmp_path):
 
 def test_several_files_become_channels(tmp_path):
     paths = [write_nifti(tmp_path / f"{n}.nii", scans.voxels(seed=n)) for n in range(3)]
-    volume = read_image(paths, case_id="a", modality="MR").volume
+    volume = read_image([files_of(path) for path in paths], case_id="a", modality="MR").volume
     singles = [read(path).volume.array[0] for path in paths]
     np.testing.assert_array_equal(volume.array, np.stack(singles))
 
@@ -119,7 +121,7 @@ def test_an_affine_with_axes_in_one_plane_is_bad_geometry(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.5, 0.99])
-@pytest.mark.parametrize("suffix", sorted(READERS))
+@pytest.mark.parametrize("suffix", NIFTI)
 def test_a_file_cut_short_is_truncated(tmp_path, suffix, share):
     path = write_nifti(tmp_path / f"scan{suffix}")
     whole = path.read_bytes()
@@ -147,7 +149,7 @@ def test_a_flipped_bit_in_a_gzip_file_is_found(tmp_path):
         ("empty.nii", b"", "not_an_image"),
         ("empty.nii.gz", b"", "not_an_image"),
         ("text.nii", b"version https://git-lfs.github.com/spec/v1\n" * 30, "not_an_image"),
-        ("text.nii.gz", b"version https://git-lfs.github.com/spec/v1\n", "unreadable"),
+        ("text.nii.gz", b"version https://git-lfs.github.com/spec/v1\n", "not_an_image"),
         ("scan.xyz", b"0" * 400, "unreadable"),
     ],
 )
@@ -161,7 +163,7 @@ def test_a_missing_file_is_unreadable(tmp_path):
     assert reason_of(tmp_path / "gone.nii") == "unreadable"
 
 
-@pytest.mark.parametrize("suffix", sorted(READERS))
+@pytest.mark.parametrize("suffix", NIFTI)
 @pytest.mark.parametrize(
     ("sides", "reason"), [((10**4,) * 3, "too_large"), ((1200,) * 3, "truncated")]
 )
@@ -179,7 +181,7 @@ def test_a_header_that_claims_too_much_is_refused_before_memory_is_taken(
         raise AssertionError("memory was asked for")
 
     monkeypatch.setattr(np, "empty", no_memory)
-    assert sides[0] ** 3 > MAX_VOXELS or reason == "truncated"
+    assert sides[0] ** 3 > LIMITS.max_voxels or reason == "truncated"
     assert reason_of(path) == reason
 
 
@@ -196,7 +198,7 @@ def test_a_label_map_in_other_axes_lands_on_the_images_grid(tmp_path):
     nib.save(turned, tmp_path / "label.nii.gz")
     volume = read(path).volume
 
-    label = read_label(tmp_path / "label.nii.gz", like=volume)
+    label = read_label(files_of(tmp_path / "label.nii.gz"), like=volume)
 
     assert label.dtype == np.uint8
     np.testing.assert_array_equal(label, (volume.array[0] > 100) * 3)
@@ -215,18 +217,18 @@ def test_a_label_map_that_does_not_fit_says_why(tmp_path, reason, data, axes):
     volume = read(write_nifti(tmp_path / "image.nii")).volume
     path = write_nifti(tmp_path / "label.nii", data, axes=axes)
     with pytest.raises(ReadError) as caught:
-        read_label(path, like=volume)
+        read_label(files_of(path), like=volume)
     assert caught.value.reason == reason
 
 
 def test_wide_label_values_are_kept_as_int16(tmp_path):
     volume = read(write_nifti(tmp_path / "image.nii")).volume
     path = write_nifti(tmp_path / "label.nii", with_value(1042, np.int32))
-    assert read_label(path, like=volume).max() == 1042
+    assert read_label(files_of(path), like=volume).max() == 1042
 
 
 def test_channels_on_different_grids_are_refused(tmp_path):
     first = write_nifti(tmp_path / "a.nii")
     second = write_nifti(tmp_path / "a_second.nii", axes="RPS")
     with pytest.raises(ReadError, match="bad_geometry"):
-        read_image([first, second], case_id="a", modality="CT")
+        read_image([files_of(first), files_of(second)], case_id="a")

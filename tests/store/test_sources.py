@@ -1,12 +1,23 @@
-"""Sources: which cases a file, a folder or an nnU-Net data set holds, and what they are called."""
+"""Sources: which cases a file, a folder, a glob or a data set holds, and what they are called."""
 
 import json
 import os
 
 import pytest
 
-from glmae_ray.config import UserError
-from glmae_ray.store.sources import discover
+from glmae_ray.errors import UserError
+from glmae_ray.store.dicom_headers import SliceHeader
+from glmae_ray.store.scan import ReadError
+from glmae_ray.store.sources import discover as discover_with
+
+
+def discover(source, **options):
+    """Without DICOM: every file without a suffix of an image is something else."""
+    return discover_with(source, read_headers=lambda places: [None] * len(places), **options)
+
+
+def images(item):
+    return tuple(image.locations[0] for image in item.channels)
 
 
 def touch(path):
@@ -35,52 +46,56 @@ def nnunet(folder, *, channels=("CT",), cases=("p1", "p2"), tests=(), **change):
 def test_a_file_is_one_case(tmp_path):
     path = touch(tmp_path / "Scan 1.NII.gz")
     (item,) = discover(str(path)).items
-    assert (item.case_id, item.images, item.subject) == ("Scan_1", (path,), "Scan 1")
+    assert (item.case_id, images(item), item.subject) == ("Scan_1", (str(path),), "Scan 1")
     assert (item.label, item.split, item.modality) == (None, None, None)
 
 
 def test_a_folder_is_searched_to_its_bottom_and_the_rest_is_counted(tmp_path):
     for name in ("b.nii", "a/deep/er.nii.gz", "a/notes.txt", "c.json"):
         touch(tmp_path / name)
-    items, ignored = discover(str(tmp_path))
-    assert [item.case_id for item in items] == ["er", "b"]
-    assert ignored == 2
+    sources = discover(str(tmp_path))
+    assert [item.case_id for item in sources.items] == ["er", "b"]
+    assert set(sources.others) == {str(tmp_path / "a/notes.txt"), str(tmp_path / "c.json")}
+    assert len(sources.files) == 4
 
 
 def test_an_nnunet_data_set_is_taken_as_it_says(tmp_path):
     folder = nnunet(tmp_path, channels=("T1", "T2"), tests=("p9",))
-    items, ignored = discover(str(folder))
+    sources = discover(str(folder))
+    items = sources.items
     assert [(item.case_id, item.split) for item in items] == [
         ("p1", None),
         ("p2", None),
         ("p9", "test"),
     ]
-    assert [path.name for path in items[1].images] == ["p2_0000.nii.gz", "p2_0001.nii.gz"]
+    names = [place.rpartition("/")[2] for place in images(items[1])]
+    assert names == ["p2_0000.nii.gz", "p2_0001.nii.gz"]
     assert items[0].label is None
-    assert items[1].label == folder / "labelsTr" / "p2.nii.gz"
+    assert items[1].label.locations == (str(folder / "labelsTr" / "p2.nii.gz"),)
     assert items[1].label_names == {"background": 0, "liver": 1}
+    assert [item.annotated for item in items] == [None, ("liver",), None]
     assert {item.modality for item in items} == {"T1"}
-    assert ignored == 1  # dataset.json
+    assert set(sources.others) == {str(folder / "dataset.json")}
 
 
 def test_a_missing_channel_is_still_asked_for(tmp_path):
     folder = nnunet(tmp_path, channels=("T1", "T2"))
     (folder / "imagesTr" / "p2_0001.nii.gz").unlink()
     items = discover(str(folder)).items
-    assert not items[1].images[1].exists()
+    assert not os.path.exists(images(items[1])[1])
 
 
 def test_data_sets_inside_a_folder_are_found_beside_loose_files(tmp_path):
     nnunet(tmp_path / "Dataset001_A")
     nnunet(tmp_path / "more" / "Dataset002_B", channels=("MR",), cases=("p2", "p3"))
     touch(tmp_path / "loose.nii")
-    items, ignored = discover(str(tmp_path))
-    ids = [item.case_id for item in items]
+    sources = discover(str(tmp_path))
+    ids = [item.case_id for item in sources.items]
     assert ids[:3] == ["p1", "p2", "loose"]
     assert ids[3].startswith("p2-")
     assert ids[4] == "p3"
-    assert [item.modality for item in items] == ["CT", "CT", None, "MR", "MR"]
-    assert ignored == 2
+    assert [item.modality for item in sources.items] == ["CT", "CT", None, "MR", "MR"]
+    assert len(sources.others) == 2
 
 
 @pytest.mark.parametrize(
@@ -89,8 +104,9 @@ def test_data_sets_inside_a_folder_are_found_beside_loose_files(tmp_path):
 def test_a_folder_with_another_dataset_json_is_an_ordinary_folder(tmp_path, content):
     touch(tmp_path / "imagesTr" / "p_0000.nii.gz")
     (tmp_path / "dataset.json").write_text(content)
-    items, ignored = discover(str(tmp_path))
-    assert ([item.case_id for item in items], ignored) == (["p_0000"], 1)
+    sources = discover(str(tmp_path))
+    assert [item.case_id for item in sources.items] == ["p_0000"]
+    assert len(sources.others) == 1
 
 
 def test_equal_names_get_a_hash_of_their_place(tmp_path):
@@ -124,7 +140,7 @@ def test_a_name_that_is_no_utf_8_is_written_out(tmp_path):
     path = os.fsencode(tmp_path) + b"/M\xfcller.nii"
     open(path, "wb").close()
     (item,) = discover(str(tmp_path)).items
-    assert item.images[0].exists()
+    assert os.path.exists(images(item)[0])
     assert item.source.encode().endswith(b"M\\udcfcller.nii")
     assert (item.subject, item.case_id) == ("M\\udcfcller", "M_udcfcller")
 
@@ -145,3 +161,167 @@ def test_a_source_without_images_is_refused_in_one_line(tmp_path):
         with pytest.raises(UserError, match=words) as caught:
             discover(str(source))
         assert len(caught.value.lines) == 1
+
+
+def test_a_file_beside_a_data_set_s_cases_is_listed_and_not_taken_for_an_image(tmp_path):
+    folder = nnunet(tmp_path)
+    stray = touch(folder / "labelsTr" / "p7.nii.gz")
+    sources = discover(str(folder))
+    assert len(sources.items) == 2
+    assert "no case of the data set" in sources.others[str(stray)]
+
+
+def test_a_list_of_annotations_beside_a_data_set_says_what_was_looked_for(tmp_path):
+    folder = nnunet(tmp_path, labels={"background": 0, "liver": 1, "spleen": 2})
+    (folder / "cases.json").write_text(json.dumps({"p2": {"structures": ["spleen", "PTV"]}}))
+    assert [item.annotated for item in discover(str(folder)).items] == [None, ("spleen",)]
+
+
+def decathlon(folder, *, modality, training, test=()):
+    about = {
+        "modality": modality,
+        "labels": {"0": "background", "1": "Anterior", "2": "Posterior"},
+        "training": training,
+        "test": list(test),
+    }
+    (folder / "dataset.json").write_text(json.dumps(about))
+    return discover(str(folder)).items
+
+
+def test_a_decathlon_data_set_is_taken_as_it_lists(tmp_path):
+    for name in ("imagesTr/h1.nii.gz", "labelsTr/h1.nii.gz", "imagesTs/h2.nii.gz"):
+        touch(tmp_path / name)
+    pair = {"image": "./imagesTr/h1.nii.gz", "label": "./labelsTr/h1.nii.gz"}
+    items = decathlon(
+        tmp_path, modality={"0": "MRI"}, training=[pair], test=["./imagesTs/h2.nii.gz"]
+    )
+    assert [(i.case_id, i.split, i.modality) for i in items] == [
+        ("h1", None, "MRI"),
+        ("h2", "test", "MRI"),
+    ]
+    assert items[0].label_names == {"background": 0, "Anterior": 1, "Posterior": 2}
+    assert items[0].channels[0].volume is None
+    assert items[0].label.locations == (str(tmp_path / "labelsTr/h1.nii.gz"),)
+
+
+def test_channels_of_a_decathlon_file_are_its_volumes(tmp_path):
+    touch(tmp_path / "imagesTr/b1.nii.gz")
+    pair = {"image": "./imagesTr/b1.nii.gz", "label": "./labelsTr/b1.nii.gz"}
+    (item,) = decathlon(tmp_path, modality={"0": "FLAIR", "1": "T1w"}, training=[pair])
+    assert [channel.volume for channel in item.channels] == [0, 1]
+    assert len(item.locations) == 2
+
+
+def test_channels_of_an_nnunet_v1_case_are_its_numbered_files(tmp_path):
+    for n in range(2):
+        touch(tmp_path / f"imagesTr/p_000{n}.nii.gz")
+    pair = {"image": "./imagesTr/p.nii.gz", "label": "./labelsTr/p.nii.gz"}
+    (item,) = decathlon(tmp_path, modality={"0": "T1", "1": "T2"}, training=[pair])
+    assert [place.rpartition("/")[2] for place in images(item)] == [
+        "p_0000.nii.gz",
+        "p_0001.nii.gz",
+    ]
+
+
+def test_a_data_set_cannot_name_files_outside_of_it(tmp_path):
+    inside = tmp_path / "set"
+    touch(tmp_path / "secret.nii.gz")
+    touch(inside / "ok.nii.gz")
+    training = [{"image": "../secret.nii.gz"}, {"image": "/etc/hosts"}, {"image": "ok.nii.gz"}]
+    items = decathlon(inside, modality={"0": "CT"}, training=training)
+    assert [item.case_id for item in items] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "ids"),
+    [
+        ("*/scan?.nii", ["scan1", "scan2"]),
+        ("**/*.nii", ["deep", "scan1", "scan2", "top"]),
+        ("[ab]", ["deep", "scan1", "scan2"]),
+        ("b*", ["scan2"]),
+    ],
+)
+def test_a_glob_takes_files_and_whole_folders(tmp_path, pattern, ids):
+    for name in ("a/scan1.nii", "a/x/deep.nii", "b/scan2.nii", "top.nii"):
+        touch(tmp_path / name)
+    found = discover(f"{tmp_path}/{pattern}")
+    assert sorted(item.case_id for item in found.items) == ids
+    assert len(found.files) == len(ids)
+
+
+@pytest.mark.parametrize("pattern", ["*.nrrd", "a**b/*.nii"])
+def test_a_glob_that_matches_nothing_or_is_none_is_refused(tmp_path, pattern):
+    touch(tmp_path / "top.nii")
+    with pytest.raises(UserError, match="source:"):
+        discover(f"{tmp_path}/{pattern}")
+
+
+def test_a_name_with_brackets_that_exists_is_no_glob(tmp_path):
+    touch(tmp_path / "scan[1].nii")
+    assert len(discover(str(tmp_path / "scan[1].nii")).items) == 1
+
+
+def test_a_folder_that_cannot_be_listed_is_rejected_and_the_rest_comes_through(
+    tmp_path, monkeypatch
+):
+    touch(tmp_path / "open" / "scan.nii")
+    touch(tmp_path / "closed" / "scan.nii")
+    real = os.scandir
+
+    def scandir(folder):
+        if str(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    sources = discover(str(tmp_path))
+    assert len(sources.items) == 1
+    (error,) = sources.rejected.values()
+    assert (error.reason, "closed: Permission denied" in error.message) == ("unreadable", True)
+
+
+def headers_of(kinds):
+    """A reader of headers that knows files by the start of their name."""
+
+    def read(places):
+        names = [place.rpartition("/")[2] for place in places]
+        return [next((k for start, k in kinds.items() if n.startswith(start)), None) for n in names]
+
+    return read
+
+
+def test_slices_become_a_case_a_series_wherever_they_lie(tmp_path):
+    for name in ("d/1_a", "d/2_a.dcm", "e/1_b", "e/2_b", "notes", "rt.dcm"):
+        touch(tmp_path / name)
+    one, two = SliceHeader("ab" * 32, "who", "MR"), SliceHeader("cd" * 32, "who", None)
+    broken = ReadError("not_an_image", "a plan")
+    look = headers_of({"1_": one, "2_": two, "rt": broken})
+    sources = discover_with(str(tmp_path), read_headers=look)
+    assert [item.case_id for item in sources.items] == [
+        "dicom-abababababababab",
+        "dicom-" + "cd" * 8,
+    ]
+    first, second = sources.items
+    assert first.channels[0].locations == (str(tmp_path / "d/1_a"), str(tmp_path / "e/1_b"))
+    assert (first.modality, first.subject, second.modality) == ("MR", "who", None)
+    assert sources.rejected == {str(tmp_path / "rt.dcm"): broken}
+    assert set(sources.others) == {str(tmp_path / "notes")}
+
+
+def test_files_that_have_not_changed_are_not_looked_into_again(tmp_path):
+    for name in ("1_a", "2_a"):
+        touch(tmp_path / name)
+    one = SliceHeader("ab" * 32, "who", "MR")
+    first = discover_with(str(tmp_path), read_headers=headers_of({"1_": one, "2_": one}))
+    known = {first.files[place]: header for place, header in first.headers.items()}
+    os.utime(tmp_path / "2_a", (1, 1))
+    asked = []
+
+    def look(places):
+        asked.extend(places)
+        return [one] * len(places)
+
+    second = discover_with(str(tmp_path), read_headers=look, known=known)
+    assert asked == [str(tmp_path / "2_a")]
+    assert second.items[0].channels == first.items[0].channels
+    assert second.items[0].stamp != first.items[0].stamp

@@ -2,10 +2,13 @@
 
 import pickle
 import shutil
+import threading
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import tensorstore as ts
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,8 +16,10 @@ from ome_zarr_models.v05.image import Image
 from ome_zarr_models.v05.image_label import ImageLabel
 from ome_zarr_models.v05.labels import Labels
 
-from glmae_ray.config import UserError
+from glmae_ray.errors import UserError
+from glmae_ray.store.arrays import all_done
 from glmae_ray.store.readers import read_image
+from glmae_ray.store.scan import ImageFiles
 from glmae_ray.store.zarr_store import VolumeStore, make_pyramid, pyramid_factors
 from glmae_ray.volume import Volume, to_source_axes
 from tests.store import scans
@@ -212,12 +217,55 @@ def test_a_store_of_another_format_is_refused(tmp_path):
             meet(tmp_path / "s")
 
 
-def test_a_store_whose_making_was_killed_is_made_again(tmp_path):
+def test_a_store_whose_making_was_killed_is_made_again(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
     VolumeStore.create(tmp_path / "s")
     (tmp_path / "s" / "zarr.json").unlink()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        VolumeStore.create(tmp_path / "s")
     assert not VolumeStore.exists(tmp_path / "s")
     VolumeStore.create(tmp_path / "s")
     assert VolumeStore.exists(tmp_path / "s")
+
+
+def test_what_lies_where_the_document_should_be_is_named(tmp_path):
+    VolumeStore.create(tmp_path / "s")
+    (tmp_path / "s" / "zarr.json").write_text("[")
+    (tmp_path / "file").write_text("dear")
+    with pytest.raises(UserError, match=r"s/zarr\.json is no JSON object; restore it"):
+        VolumeStore.open(tmp_path / "s")
+    for meet in (VolumeStore.open, VolumeStore.exists, VolumeStore.create):
+        with pytest.raises(UserError, match="not a store that glmae made"):
+            meet(tmp_path / "file")
+
+
+def test_a_record_is_replaced_and_the_rest_stays(store):
+    scan = volume()
+    write(store, scan, record={"n": 1})
+    store.write_record("case.1", {"n": 2, "words": ["ö"]})
+    assert VolumeStore.open(store.path).record("case.1") == {"n": 2, "words": ["ö"]}
+    np.testing.assert_array_equal(store.read("case.1"), scan.array)
+
+
+def test_a_case_that_is_not_there_has_no_record_and_gets_none(store):
+    for call in (lambda: store.record("a"), lambda: store.write_record("a", {})):
+        with pytest.raises(KeyError, match="has no a"):
+            call()
+    assert store.cases() == []
+
+
+def test_a_failure_is_told_when_all_writes_have_ended():
+    (failing, failed), (working, slow) = ts.Promise.new(), ts.Promise.new()
+    failing.set_exception(OSError("disk full"))
+    timer = threading.Timer(0.2, lambda: working.set_result(None))
+    timer.start()
+    with pytest.raises(OSError, match="disk full"):
+        all_done([failed, slow])
+    assert slow.done()
+    timer.join()
 
 
 @settings(
@@ -243,7 +291,7 @@ def test_from_any_file_to_the_store_and_back_nothing_changes(
     shutil.rmtree(tmp_path / "s", ignore_errors=True)
     store = VolumeStore.create(tmp_path / "s", chunk=(8, 16, 32))
 
-    image = read_image([path], case_id="a", modality="CT")
+    image = read_image([ImageFiles(suffix, (path,))], case_id="a", modality="CT")
     store.write(image.volume, labels={}, label_names={}, record={})
 
     back = to_source_axes(store.read("a")[0], image.source_affine)

@@ -1,0 +1,12 @@
+"""UserError: what the person at the keyboard can put right."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can fix. One line each: what is wrong, the value, what would be right."""
+
+    def __init__(self, *lines: str) -> None:
+        """Keep the lines; the command line prints them and exits with code 2."""
+        super().__init__("\n".join(lines))
+        self.lines = lines

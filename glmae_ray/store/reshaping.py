@@ -1,0 +1,76 @@
+"""What a user may have done to every case on its way in: another spacing, a crop; pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glmae_ray.resizing import axis_taps, resize
+from glmae_ray.store.statistics import BoxZYX, foreground_box
+from glmae_ray.store.zarr_store import make_pyramid, pyramid_factors
+from glmae_ray.volume import Spacing, Volume
+
+_LEVELS = 3  # of the pyramid on whose last level the foreground is looked for
+
+Label = NDArray[Any] | None  # (Z, Y, X)
+
+
+def resampled(volume: Volume, label: Label, *, spacing: Spacing) -> tuple[Volume, Label]:
+    """A volume and its label map on a grid of another spacing that covers the same space.
+
+    Intensities are linear, with a triangle filter as wide as a new voxel where voxels grow;
+    labels are those of the nearest voxel. Axes keep their directions.
+
+    Args:
+        volume: Level 0.
+        label: On the grid of `volume`.
+        spacing: Wanted (Z, Y, X), mm.
+    """
+    ratio = np.asarray(spacing) / volume.spacing  # old voxels per new voxel
+    sides = [max(1, round(side / times)) for side, times in zip(volume.shape, ratio, strict=True)]
+    taps = [
+        axis_taps(np.array([0.0, side * times]), 1, length, side)
+        for side, times, length in zip(sides, ratio, volume.shape, strict=True)
+    ]
+    windows = tuple(slice(t.start, t.stop) for t in taps)
+    array = resize(volume.array[(slice(None), *windows)], taps)
+    if volume.array.dtype.kind == "i":
+        array = np.rint(array, out=array)
+    affine = volume.affine.copy()
+    affine[:3, :3] *= ratio
+    affine[:3, 3] += volume.affine[:3, :3] @ ((ratio - 1) / 2)  # the centre of the first new voxel
+    moved = Volume(array.astype(volume.array.dtype), affine, volume.modality, volume.case_id)
+    if label is None:
+        return moved, None
+    nearest = [
+        ((np.arange(side) + 0.5) * times).astype(np.int64).clip(0, length - 1)
+        for side, times, length in zip(sides, ratio, volume.shape, strict=True)
+    ]
+    return moved, np.ascontiguousarray(label[np.ix_(*nearest)])
+
+
+def cropped(volume: Volume, label: Label) -> tuple[Volume, Label]:
+    """The foreground box of a volume, widened so that no label is cut off."""
+    factors = pyramid_factors(volume.shape, volume.spacing, _LEVELS)
+    coarse = make_pyramid(volume, _LEVELS)[-1]
+    box = foreground_box(coarse, factor=factors[-1], shape=volume.shape, modality=volume.modality)
+    start, stop = _around(box, label)
+    window = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
+    affine = volume.affine.copy()
+    affine[:3, 3] += volume.affine[:3, :3] @ start
+    array = np.ascontiguousarray(volume.array[(slice(None), *window)])
+    inside = None if label is None else np.ascontiguousarray(label[window])
+    return Volume(array, affine, volume.modality, volume.case_id), inside
+
+
+def _around(box: BoxZYX, label: Label) -> NDArray[np.int64]:
+    """Start and stop (2, 3) of the box and all labels."""
+    start, stop = np.array(box, np.int64)
+    if label is not None and label.any():
+        for axis in range(3):
+            hit = np.flatnonzero(label.any(axis=tuple({0, 1, 2} - {axis})))
+            start[axis] = min(start[axis], hit[0])
+            stop[axis] = max(stop[axis], hit[-1] + 1)
+    return np.stack([start, stop])

@@ -1,0 +1,103 @@
+"""Ingest that is killed: workers, and the driver with all it started, at random moments."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from glmae_ray.cli import main
+from tests.store import scans
+from tests.store.scans import write_nifti
+
+pytestmark = pytest.mark.ray
+
+
+def archive(folder: Path, *, cases: int, shape) -> Path:
+    """Cases, a broken file, a duplicate and a text."""
+    for seed in range(cases):
+        write_nifti(
+            folder / f"{seed // 10}" / f"p{seed:03d}.nii.gz", scans.voxels(shape, seed=seed)
+        )
+    (folder / "broken.nii.gz").write_bytes(b"\x1f\x8b nothing")
+    (folder / "twin.nii.gz").write_bytes((folder / "0" / "p003.nii.gz").read_bytes())
+    (folder / "notes.txt").write_text("left alone")
+    return folder
+
+
+def content(store: Path) -> dict[str, str]:
+    """Hash of every file of a store, by its path in there."""
+    files = (path for path in store.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def words(source: Path, store: Path) -> list[str]:
+    return ["ingest", f"source={source}", f"store={store}", "modality=MR"]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_workers_that_are_killed_lose_nothing(tmp_path, capsys):
+    source = archive(tmp_path / "in", cases=30, shape=(60, 70, 50))
+    killed: list[int] = []
+    done = threading.Event()
+
+    def kill_now_and_then():
+        while not done.is_set() and len(killed) < 4:
+            for process in psutil.Process().children(recursive=True):
+                with_title = process.cmdline()[:1]
+                if with_title and with_title[0].startswith("ray::_take_in"):
+                    process.kill()
+                    killed.append(process.pid)
+                    break
+            time.sleep(0.3)
+
+    killer = threading.Thread(target=kill_now_and_then)
+    killer.start()
+    try:
+        assert main(words(source, tmp_path / "s")) == 0
+    finally:
+        done.set()
+        killer.join()
+    assert killed
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "ingested 30, already stored 0, quarantined 2"
+    )
+    assert main(words(source, tmp_path / "whole")) == 0
+    assert content(tmp_path / "s") == content(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_leave_the_store_of_an_uninterrupted_run(tmp_path):
+    source = archive(tmp_path / "in", cases=120, shape=(150, 160, 140))
+    command = [sys.executable, "-m", "glmae_ray.cli"]
+    env = {**os.environ, "GLMAE_SUBJECT_SALT": "for tests"}
+    begin = time.monotonic()
+    subprocess.run([*command, *words(source, tmp_path / "whole")], env=env, check=True)
+    whole_s = time.monotonic() - begin
+
+    dice = random.Random(20)
+    grown = []
+    for _ in range(20):
+        run = subprocess.Popen(
+            [*command, *words(source, tmp_path / "s")], env=env, start_new_session=True
+        )
+        try:
+            run.wait(dice.uniform(0.1, 0.9) * whole_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+        cases = tmp_path / "s" / "cases"
+        grown.append(len(list(cases.glob("*/zarr.json"))) if cases.exists() else 0)
+    subprocess.run([*command, *words(source, tmp_path / "s")], env=env, check=True)
+    print(f"uninterrupted {whole_s:.1f} s; published after each kill: {grown}")
+    assert content(tmp_path / "s") == content(tmp_path / "whole")

@@ -1,0 +1,137 @@
+"""Damaged files: a reader refuses them, or gives what the library of the format gives.
+
+Where a library refuses a file that a reader takes, the damage must lie where it does not matter:
+the image is then the undamaged one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import random
+import shutil
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from glmae_ray.store.readers import read_image
+from glmae_ray.store.scan import REASONS, ImageFiles, Limits, ReadError
+from glmae_ray.volume import to_source_axes
+from tests.store import scans
+from tests.store.scans import KINDS, files_of, trusted
+
+LIMITS = Limits(min_side=1, min_voxels=2, max_voxels=2**22)
+SHAPE = (7, 6, 5)
+
+
+def damaged(raw: bytes, rng: random.Random) -> bytes:
+    """A few bytes changed, or the end missing."""
+    if rng.random() < 0.2:
+        return raw[: rng.randrange(len(raw))]
+    changed = bytearray(raw)
+    for _ in range(rng.randint(1, 8)):
+        # Half of the changes of a text header stay text: those get past the parser.
+        changed[rng.randrange(len(raw))] = rng.choice((rng.randrange(256), rng.choice(b" 0123456789.-:=,()e\n")))
+    return bytes(changed)
+
+
+def attempt(files: ImageFiles):
+    """The image in file axes and its affine, or None for an honest refusal."""
+    try:
+        image = read_image([files], case_id="a", limits=LIMITS)
+    except ReadError as error:
+        assert error.reason in REASONS
+        assert str(files.paths[0].parent) in error.message
+        assert error.message.isprintable(), error.message
+        return None
+    return to_source_axes(image.volume.array[0], image.source_affine), image.source_affine
+
+
+def library(path: Path):
+    """What nibabel or SimpleITK make of a file; None where they refuse it."""
+    sitk.ProcessObject_SetGlobalWarningDisplay(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return trusted(path)
+    except Exception:
+        return None
+
+
+class Libraries:
+    """The libraries in a process of their own: SimpleITK can take its process down."""
+
+    def __init__(self) -> None:
+        self._pool = self._started()
+
+    @staticmethod
+    def _started() -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+    def read(self, path: Path):
+        try:
+            return self._pool.submit(library, path).result(timeout=60)
+        except BrokenProcessPool:
+            self._pool = self._started()
+            return None
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+@pytest.fixture(scope="module")
+def libraries() -> Iterator[Libraries]:
+    with contextlib.closing(Libraries()) as both:
+        yield both
+
+
+def same(mine, other) -> bool:
+    voxels = np.asarray(other[0])
+    if voxels.shape[3:] and all(side == 1 for side in voxels.shape[3:]):
+        voxels = voxels.reshape(voxels.shape[:3])
+    return (
+        mine[0].shape == voxels.shape
+        and np.array_equal(mine[0].astype(np.float32), voxels.astype(np.float32))
+        and np.allclose(mine[1], other[1], atol=1e-4, rtol=1e-6)
+    )
+
+
+def check(kind: scans.Kind, folder: Path, libraries: Libraries, *, count: int) -> None:
+    noise = np.random.default_rng(2).integers(-900, 900, SHAPE).astype(np.int16)
+    whole = folder / "whole" / f"scan{kind.suffix}"
+    whole.parent.mkdir()
+    kind.write(whole, noise, scans.affine("PIR", degrees=12))
+    files = files_of(whole)
+    sound = attempt(files)
+    assert same(sound, libraries.read(whole))
+    taken = 0
+    for seed in range(count):
+        rng = random.Random(seed)
+        target = folder / str(seed)
+        shutil.copytree(whole.parent, target)
+        victim = target / rng.choice(files.paths).name
+        victim.write_bytes(damaged(victim.read_bytes(), rng))
+        mine = attempt(files._replace(paths=tuple(target / path.name for path in files.paths)))
+        if mine is not None:
+            taken += 1
+            other = libraries.read(target / whole.name)
+            assert same(mine, sound if other is None else other), f"{target}, seed {seed}"
+        shutil.rmtree(target)
+    assert taken < count
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_damaged_file_is_refused_or_read_as_the_library_reads_it(tmp_path, libraries, kind):
+    check(kind, tmp_path, libraries, count=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_many_damaged_files_are_refused_or_read_alike(tmp_path, libraries, kind):
+    check(kind, tmp_path, libraries, count=6000)
