@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 Place: TypeAlias = "Path | UPath"
 
 # An object store answers in milliseconds. One that says nothing for that long has lost the
-# request; six tries, with growing pauses between them, outlast a server that restarts.
-CONNECT_S, SILENCE_S, TRIES = 5, 10, 6
+# request; five tries, with growing pauses between them, outlast a server that restarts.
+CONNECT_S, SILENCE_S, TRIES = 5, 10, 5
 UNFINISHED = ".unfinished"  # what a killed `publish` leaves; the next one writes over it
 
 _KEYS_PER_REQUEST = 1000  # that S3 lists or deletes at once
@@ -51,8 +51,8 @@ def to_place(location: str | Place) -> Place:
         # A listing that is remembered would hide what another process has written since.
         place = UPath(url, use_listings_cache=False, **options)
         if options:
-            # s3fs repeats what botocore has given up, which helps where an answer broke off; its
-            # own five times, of five parts, would take a dead server for minutes.
+            # s3fs repeats what botocore gave up after all its tries: five times, so that a server
+            # that falls silent would hold a job for many minutes.
             place.fs.retries = 2
     except (ValueError, ImportError) as error:
         raise UserError(f"{location}: {error}; give a path or s3://BUCKET/FOLDER") from None
@@ -104,10 +104,8 @@ def read_file(place: Place) -> bytes | None:
     """
     with plain_errors(place):
         try:
-            if isinstance(place, Path) or place.protocol != "s3":
-                return place.read_bytes()
-            # As one part: for several, the size would have to be asked for first.
-            return place.fs.cat_file(place.path, max_concurrency=1)
+            is_s3 = not isinstance(place, Path) and place.protocol == "s3"
+            return _read_object(place) if is_s3 else place.read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             if _is_about_bucket(error):
                 raise
@@ -221,6 +219,23 @@ def _s3_options() -> dict[str, Any]:
             "retries": {"mode": "standard", "total_max_attempts": TRIES},
         },
     }
+
+
+def _read_object(place: UPath) -> bytes:
+    """Content of an object in one request; `cat_file` asks for the size first."""
+    from aiohttp import ClientError
+    from botocore.exceptions import HTTPClientError
+    from fsspec.asyn import sync
+
+    bucket, key, _ = place.fs.split_path(place.path)
+    for left in reversed(range(TRIES)):
+        answer = place.fs.call_s3("get_object", Bucket=bucket, Key=key)
+        try:
+            return sync(place.fs.loop, answer["Body"].read)
+        except (ClientError, HTTPClientError):  # broke off in the middle
+            if not left:
+                raise
+    raise AssertionError("TRIES is at least 1")
 
 
 def _objects_below(place: UPath) -> list[str]:

@@ -83,9 +83,10 @@ def test_a_killed_publish_leaves_the_old_file_and_does_not_hinder_the_next(tmp_p
     def killed(number):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", killed)
-        publish(place, "new, and long")
+        with pytest.raises(KeyboardInterrupt):
+            publish(place, "new, and long")
     assert read_file(place) == b"old"
     publish(place, "newer")
     assert read_file(place) == b"newer"
@@ -111,9 +112,10 @@ def test_folders_are_found_by_the_file_they_hold_and_removed_with_it_first(tmp_p
     def killed(folder):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", killed)
-        remove_folder(tmp_path / "a", first="done")
+        with pytest.raises(KeyboardInterrupt):
+            remove_folder(tmp_path / "a", first="done")
     assert folders_with(tmp_path, "done") == ["b"]
     assert remove_folder(tmp_path / "a", first="done")
     assert not remove_folder(tmp_path / "a", first="done")

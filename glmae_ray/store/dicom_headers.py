@@ -59,6 +59,7 @@ class SliceHeader(NamedTuple):
     series: str  # salted hash, equal for the slices of one volume
     subject: str  # salted hash, equal for the files of one person
     modality: str | None
+    instance: str  # salted hash, equal for copies of one file
 
 
 def is_dicom(start: bytes) -> bool:
@@ -103,6 +104,7 @@ def read_slice_header(place: Path | UPath, *, salt: bytes) -> SliceHeader:
             _hash(salt, "volume", series, *_separators(header)),
             _hash(salt, *subject),
             code(header, "Modality"),
+            _hash(salt, "instance", text(header, "SOPInstanceUID"))[:16],
         )
 
 

@@ -98,7 +98,7 @@ class Ledger:
     def save(self) -> None:
         """Write the tables of cases and of quarantine."""
         VolumeIndex.from_records(self._rows.values()).write(self._store.path)
-        write_quarantine(self._store.path, self._rejected.values())
+        write_quarantine(self._store.path, map(self._told, self._rejected.values()))
 
     def save_files(self, *, secret: str) -> None:
         """Write what became of every file so far, and what looking into it has shown.
@@ -124,7 +124,8 @@ class Ledger:
     def quarantined(self) -> list[Row]:
         """Rows of the quarantine table that are about this source."""
         about = self._attempts.keys() | {printable(place) for place in self._files.rejected}
-        return [row for source, row in sorted(self._rejected.items()) if source in about]
+        rows = [row for source, row in sorted(self._rejected.items()) if source in about]
+        return list(map(self._told, rows))
 
     def __len__(self) -> int:
         """Cases in the store."""
@@ -139,8 +140,7 @@ class Ledger:
         if winner != loser:
             source = self._rows.pop(loser)["source"]
             self._store.remove(loser)
-            message = f"{source}: the same voxels as case {winner}; remove one of the two"
-            self._reject(source, "duplicate", message, voxel_hash=row["voxel_hash"])
+            self._reject(source, "duplicate", "", voxel_hash=row["voxel_hash"])
 
     def _reject(self, source: str, reason: str, message: str, voxel_hash: str = "") -> None:
         self._rejected[source] = {
@@ -150,6 +150,14 @@ class Ledger:
             "stamp": self._attempts.get(source, ""),
             "voxel_hash": voxel_hash,
         }
+
+    def _told(self, row: Row) -> Row:
+        """A row of the quarantine table with its message: which twin stays is known in the end."""
+        if row["reason"] != "duplicate" or row["voxel_hash"] not in self._first:
+            return row
+        winner = self._first[row["voxel_hash"]]
+        message = f"{row['source']}: the same voxels as case {winner}; remove one of the two"
+        return {**row, "message": message}
 
     def _still_rejected(self) -> set[str]:
         """Keep quarantine rows that still hold; return the items that need no other try."""

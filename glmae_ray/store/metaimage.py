@@ -125,7 +125,7 @@ def _header(file: BinaryIO, where: Place) -> _Header:
         name, equals, value = (part.strip() for part in line.partition("="))
         if not fields and name not in ("ObjectType", "NDims", "Comment"):
             raise something_else(where, "MetaImage")
-        if name in fields or not equals:
+        if name in fields or not equals or not name.isascii():
             raise broken(where, f"line {line[:60]!r} is no field, or the second of its name")
         fields[name] = value
         if name == "ElementDataFile":
@@ -196,4 +196,6 @@ def _affine(header: _Header, dimensions: int) -> NDArray[np.float64]:
     rows = np.eye(dimensions) if matrix is None else matrix.reshape(dimensions, dimensions)
     if rows[:3, 3:].any() or rows[3:, :3].any():
         raise bad_geometry(header.where, f"TransformMatrix {rows.tolist()} mixes space and time")
-    return ras_affine(rows[:3, :3].T * spacing[:3], origin[:3], factors=LPS_TO_RAS)
+    with np.errstate(all="ignore"):  # what is not finite is found in the affine
+        steps = rows[:3, :3].T * spacing[:3]
+    return ras_affine(steps, origin[:3], factors=LPS_TO_RAS)

@@ -37,11 +37,11 @@ def read_nifti(files: ImageFiles, limits: Limits) -> Scan:
     shape = header.get_data_shape()
     check_shape(shape, where=path, limits=limits, volume=files.volume)
     try:
-        offset = header.get_data_offset()
         slope, inter = header.get_slope_inter()
         affine = np.asarray(header.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError, OverflowError) as error:
         raise bad_geometry(path, str(error)) from error
+    offset = header.get_data_offset()
     place = {"packing": "deflate", "skip": offset} if is_packed else {"start": offset}
     block = Block(path, header.get_data_dtype(), shape, volume=files.volume, **place)
     voxels = read_block(block)
@@ -60,6 +60,8 @@ def _header(path: Path, *, is_packed: bool) -> Any:
     header = kinds[0](block[: kinds[0].sizeof_hdr], check=False)
     if header["sform_code"] == 0 and not (header["pixdim"][1:4] > 0).all():
         raise bad_geometry(path, f"spacing {header['pixdim'][1:4].tolist()} mm")
+    if not 0 <= header["vox_offset"] < 2**62:  # NaN is not either
+        raise broken(path, f"vox_offset {header['vox_offset']}")
     try:
         header.check_fix(logger=_quiet)
         kind = header.get_data_dtype().kind

@@ -119,10 +119,14 @@ def _fields(file: BinaryIO, where: Place) -> Fields:
         word, _, value = line.partition(":")
         name = _ALIASES.get(word.lower(), word.lower())
         if name in _USED and not value.startswith("="):
+            # Python, and so pynrrd, reads 1_0 and other scripts' digits as numbers.
+            if name not in ("type", "data file") and ("_" in value or not value.isascii()):
+                raise broken(where, f"{name} {value!r}")
             if name == "sizes":  # pynrrd would cut 9.7 down to 9
                 integers(value, len(value.split()), name, where)
             # pynrrd takes no spaces inside a vector.
-            kept.append(f"{name}: " + re.sub(r"\([^)]*\)", lambda v: "".join(v[0].split()), value))
+            value = re.sub(r"\([^)]*\)", lambda v: re.sub(r"\s*([(,)])\s*", r"\1", v[0]), value)
+            kept.append(f"{name}: {value}")
         elif name not in _UNUSED and not line.startswith("#") and ":=" not in line:
             raise broken(where, f"unknown field {line[:60]!r}")
     try:

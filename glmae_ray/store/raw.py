@@ -165,7 +165,7 @@ def _numbers(file: io.BufferedReader, block: Block) -> Iterator[bytes]:
     while text := file.read(_PACKED_BYTES):
         words = (rest + text).split()
         rest = words.pop() if words and not text[-1:].isspace() else b""
-        if max(map(len, [rest, *words])) > _LONGEST_NUMBER:
+        if max(map(len, [rest, *words])) > _LONGEST_NUMBER or b"_" in text:  # 1_0 is Python's
             raise _damaged(block.path, "no numbers")
         yield _parsed(words, block)
     yield _parsed([rest] if rest else [], block)

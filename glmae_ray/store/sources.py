@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from glmae_ray.errors import UserError
@@ -155,7 +155,7 @@ class _Finder:
         return series
 
     def _series_items(self, series: Mapping[str, list[str]]) -> Iterable[SourceItem]:
-        for key, places in series.items():
+        for key, places in self._without_copies(series):
             header = self.sources.headers[places[0]]
             assert isinstance(header, SliceHeader)
             yield SourceItem(
@@ -165,6 +165,24 @@ class _Finder:
                 modality=header.modality,
                 is_named_by_content=True,
             )
+
+    def _without_copies(
+        self, series: Mapping[str, list[str]]
+    ) -> Iterator[tuple[str, list[str]]]:
+        """Each series with its files; one that lies in several folders as copies, once a folder."""
+        for key, places in series.items():
+            folders: dict[str, list[str]] = defaultdict(list)
+            for place in places:
+                folders[place.rpartition("/")[0]].append(place)
+            held = [{self._instance(place) for place in inside} for inside in folders.values()]
+            is_copied = sum(map(len, held)) > len(set().union(*held))
+            for inside in folders.values() if is_copied else [places]:
+                yield key, inside
+
+    def _instance(self, place: str) -> str:
+        header = self.sources.headers[place]
+        assert isinstance(header, SliceHeader)
+        return header.instance
 
     def _headers(self, locations: Sequence[str]) -> list[Header]:
         """What each file is; those that have not changed since are not opened again."""

@@ -21,7 +21,7 @@ _MOST_BYTES = 2**20  # of a header; those with a whole DICOM header as comments 
 
 
 def header_lines(file: BinaryIO, where: Place) -> Iterator[str]:
-    """Lines of a header without their ends; afterwards the file stands behind the last one taken.
+    """Lines of a header, printable; afterwards the file stands behind the last one taken.
 
     Raises:
         ReadError: unreadable, for a header without an end.
@@ -31,7 +31,8 @@ def header_lines(file: BinaryIO, where: Place) -> Iterator[str]:
         size += len(line)
         if size >= _MOST_BYTES:
             raise broken(where, f"a header of more than {_MOST_BYTES} bytes")
-        yield line.decode("latin-1").rstrip()
+        text = line.decode(errors="replace").replace("\t", " ").rstrip(" \r\n")
+        yield "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def sibling(name: str, where: Place) -> str:
@@ -68,7 +69,7 @@ def numbers(text: str, count: int, field: str, where: Place) -> list[float]:
         values = [float(word) for word in text.split()]
     except ValueError:
         values = []
-    if len(values) != count or "_" in text:
+    if len(values) != count or "_" in text or not text.isascii():
         raise broken(where, f"{field} {text!r} is not {count} numbers")
     return values
 

@@ -1,4 +1,4 @@
-"""One Ray for the tests of jobs, and a small store to train on."""
+"""One Ray for the tests of jobs, an S3 server, and a small store to train on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import pytest
 import ray
 
 from glmae_ray.cli import main
+from tests.store.object_store import bucket, s3_server
 from tests.store.scans import voxels, write_nifti
+
+__all__ = ["bucket", "local_ray", "s3_server", "small_store"]
 
 
 @pytest.fixture(scope="package")

@@ -66,7 +66,7 @@ class Proxy(ThreadingHTTPServer):
     def __init__(self, target: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target = target.removeprefix("http://")
-        self.rule: Rule = lambda request: None
+        self.rule: Rule = lambda _: None
         self.requests: list[Request] = []
         self.silence_ends = threading.Event()
         self._seen: Counter[tuple[str, str, str]] = Counter()

@@ -86,7 +86,7 @@ def test_a_folder_with_one_series_is_an_image(tmp_path):
     for name in ("one", "two", "two_more"):
         (tmp_path / "scan").mkdir(exist_ok=True)
         (tmp_path / "scan" / name).touch()
-    one, two = SliceHeader("ab" * 32, "x", None), SliceHeader("cd" * 32, "x", None)
+    one, two = SliceHeader("ab" * 32, "x", None, "1"), SliceHeader("cd" * 32, "x", None, "2")
     path = write(tmp_path / "cases.csv", [{"case_id": "a", "image": "scan/"}])
 
     (item,) = found(path, lambda _: [None, one, one]).items

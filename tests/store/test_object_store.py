@@ -1,51 +1,410 @@
-"""The store on S3: all that it does on disk, in few requests, and through a server that fails."""
+"""The store on S3: all that it does on disk, in few requests, and before a server that fails."""
+
+from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import socket
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 from ome_zarr_models.v05.image import Image
+from ome_zarr_models.v05.image_label import ImageLabel
+from zarr.core.sync import sync
 
-from glmae_ray.errors import UserError
-from glmae_ray.paths import to_place
-from glmae_ray.store.zarr_store import VolumeStore
-from tests.store.test_zarr_store import NAMES, volume, write
+from glmae_ray import paths
+from glmae_ray.config import UserError
+from glmae_ray.paths import folders_with, names_in, publish, read_file, remove_folder, to_place
+from glmae_ray.store import arrays
+from glmae_ray.store.index import VolumeIndex, read_quarantine, write_quarantine
+from glmae_ray.store.zarr_store import VolumeStore, make_pyramid
+from tests.store.object_store import fail_share
+from tests.store.test_index import record
+from tests.store.test_zarr_store import volume, write
+
+DOCUMENT = "cases/case.1/zarr.json"
 
 
 @pytest.fixture
 def store(bucket):
-    return VolumeStore.create(f"{bucket}/a/store")
+    return VolumeStore.create(f"{bucket}/archive/ct")
 
 
-def test_x(store):
+@pytest.fixture
+def impatient(monkeypatch):
+    """Two tries in place of six: the same course in seconds."""
+    for module in (paths, arrays):
+        monkeypatch.setattr(module, "TRIES", 2)
+
+
+def test_a_case_comes_back_as_it_was_written(store):
     scan = volume()
-    label = write(store, scan)
+    label = write(store, scan, record={"n": 1})
     np.testing.assert_array_equal(store.read("case.1"), scan.array)
     np.testing.assert_array_equal(store.read_label("case.1", "structures"), label)
+    assert store.record("case.1") == {"n": 1}
+    boxes = [((1, 2, 3), (17, 9, 20)), ((0, 0, 0), (5, 6, 7))]
+    crops = store.read_many([("case.1", 1, box) for box in boxes])
+    half = make_pyramid(scan, 3)[1]
+    for crop, ((z, y, x), (to_z, to_y, to_x)) in zip(crops, boxes, strict=True):
+        np.testing.assert_array_equal(crop, half[:, z:to_z, y:to_y, x:to_x])
+
+
+def test_a_store_on_s3_holds_the_bytes_of_one_on_disk(store, tmp_path):
+    local = VolumeStore.create(tmp_path / "s")
+    for place in (store, local):
+        write(place, volume())
+    files = [file for file in local.path.rglob("*") if file.is_file()]
+    assert len(files) == 14
+    for file in files:
+        copy = read_file(store.path / file.relative_to(local.path).as_posix())
+        assert copy == file.read_bytes(), file
+    names = store.path.fs.find(store.path.path)
+    assert len(names) == len(files)
+
+
+def test_a_store_opens_with_plain_zarr_and_is_valid_ome_zarr(store):
+    scan = volume()
+    write(store, scan)
+    options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
+    root = zarr.open(str(store.path), mode="r", storage_options=options)
+    session = sync(root.store.fs.set_session())
+    np.testing.assert_array_equal(root["cases/case.1/image/0"][:], scan.array)
+    assert list(root["cases"].group_keys()) == ["case.1"]
+    image = Image.from_zarr(root["cases/case.1/image"])
+    assert len(image.attributes.ome.multiscales[0].datasets) == 3
+    ImageLabel.from_zarr(root["cases/case.1/labels/structures"])
+    sync(session.close())  # zarr-python does not
+
+
+def test_a_store_is_made_once_and_found_again(bucket):
+    url = f"{bucket}/a/ct"
+    assert not VolumeStore.exists(url)
+    with pytest.raises(UserError, match=f"store: {url} does not exist; `glmae ingest` makes one"):
+        VolumeStore.open(url)
+    VolumeStore.create(url, chunk=(16, 24, 32), levels=2)
+    with pytest.raises(UserError, match="is there already"):
+        VolumeStore.create(url)
+    opened = VolumeStore.open(f"{url}/", threads=1)
+    assert (opened.chunk, opened.levels, str(opened.path)) == ((16, 24, 32), 2, url)
+    to_place(f"{url}/zarr.json").unlink()  # as a killed `create` leaves it
+    assert not VolumeStore.exists(url)
+    assert VolumeStore.create(url).cases() == []
+
+
+def test_what_is_no_store_is_refused_in_one_line(bucket):
+    publish(to_place(f"{bucket}/other/letter.txt"), "dear")
+    publish(to_place(f"{bucket}/old/zarr.json"), '{"attributes": {"glmae": {"format": 2}}}')
+    for name, words in (("other", "not a store that glmae made"), ("old", "has format 2")):
+        for meet in (VolumeStore.open, VolumeStore.exists, VolumeStore.create):
+            with pytest.raises(UserError, match=words) as caught:
+                meet(f"{bucket}/{name}")
+            assert len(caught.value.lines) == 1
+    with pytest.raises(UserError, match=r"gs://a/b is neither a path nor s3://BUCKET/FOLDER"):
+        VolumeStore.exists("gs://a/b")
+
+
+def test_a_store_may_be_a_whole_bucket(bucket):
+    store = VolumeStore.create(bucket)
+    write(store, volume())
     assert store.cases() == ["case.1"]
+    assert store.read("case.1").shape == (2, 37, 50, 65)
     store.remove("case.1")
     assert store.cases() == []
 
 
-def test_y(proxy, bucket):
-    st = VolumeStore.create(f"{bucket}/a/store")
+def test_the_tables_come_back_and_are_missed_by_name(store):
+    with pytest.raises(UserError, match=rf"{store.path} has no index\.parquet"):
+        VolumeIndex.read(store.path)
+    assert read_quarantine(store.path) == []
+    VolumeIndex.from_records([record("b"), record("a")]).write(store.path)
+    assert VolumeIndex.read(str(store.path)).records() == [record("a"), record("b")]
+    row = {"source": "x.nii", "reason": "constant", "message": "m", "stamp": "s"}
+    write_quarantine(store.path, [row])
+    assert row.items() <= read_quarantine(store.path)[0].items()
+
+
+def test_a_case_is_published_last_and_unpublished_first(proxy, bucket):
+    store = VolumeStore.create(f"{bucket}/ct")
+    write(store, volume())
+    *before, last = [r.path for r in proxy.requests if r.method == "PUT"]
+    assert last.endswith(DOCUMENT)
+    assert not any(path.endswith(DOCUMENT) for path in before)
+    bodies = []
+
+    def killed_after_the_first(request):
+        bodies.append(request)
+        return "403" if "delete" in request.path and len(bodies) > 2 else None
+
+    proxy.rule = killed_after_the_first
+    with pytest.raises(UserError, match="AccessDenied"):
+        store.remove("case.1")
+    proxy.rule = lambda _: None
+    assert "case.1" not in store
+    assert "image" in names_in(store.path / "cases" / "case.1")
+
+
+def test_what_a_killed_write_left_is_not_seen_and_is_replaced(proxy, bucket, impatient):
+    store, scan = VolumeStore.create(f"{bucket}/ct"), volume()
+    proxy.rule = lambda r: "500" if r.method == "PUT" and r.path.endswith(DOCUMENT) else None
+    with pytest.raises(OSError, match="InternalError"):
+        write(store, scan)
+    assert len(store.path.fs.find(store.path.path)) > 10
+    assert store.cases() == []
+    assert "case.1" not in store
+    with pytest.raises(KeyError):
+        store.record("case.1")
+    proxy.rule = lambda _: None
+    store.write(scan, labels={}, label_names={}, record={})
+    assert store.cases() == ["case.1"]
+    with pytest.raises(KeyError):
+        store.read_label("case.1", "structures")
+
+
+def test_thousands_of_objects_are_listed_and_removed_by_the_thousand(proxy, bucket):
+    place = to_place(f"{bucket}/ct")
+    names = [f"case.{number}" for number in range(1003)]
+    root = place.path
+    place.fs.pipe({f"{root}/cases/{name}/zarr.json": b"{}" for name in names}, batch_size=16)
+    place.fs.pipe({f"{root}/cases/half/image/{level}/zarr.json": b"{}" for level in range(3)})
     proxy.requests.clear()
-    write(st, volume())
-    print(len(proxy.requests))
-    [print(r) for r in proxy.requests]
+    store = VolumeStore(f"{bucket}/ct", chunk=(32, 32, 32), levels=3)
+    assert store.cases() == sorted(names)
+    assert len(proxy.requests) == 2
     proxy.requests.clear()
-    t = time.time()
-    st.read_many([("case.1", 0, ((0, 0, 0), (20, 20, 20)))] * 4)
-    print(len(proxy.requests))
-    [print(r) for r in proxy.requests]
-    proxy.rule = __import__("tests.store.object_store", fromlist=["x"]).fail_share(0.3, seed=1)
+    assert remove_folder(place, first="none")
+    assert [request.method for request in proxy.requests] == ["GET", "GET", "POST", "POST"]
+    assert names_in(place) == set()
+    assert not remove_folder(place, first="none")
+
+
+def test_reading_costs_the_index_of_a_shard_and_its_blocks(proxy, bucket):
+    store = VolumeStore.create(f"{bucket}/ct", chunk=(16, 16, 16))
+    write(store, volume(shape=(1, 40, 40, 40)))
+    store.read("case.1", box=((0, 0, 0), (1, 1, 1)))
     proxy.requests.clear()
-    for n in range(3):
-        write(st, volume(f"c{n}"))
-    st.cases()
-    st.record("c1")
-    st.read_many([("case.1", 0, ((0, 0, 0), (20, 20, 20)))] * 4)
-    print(len(proxy.requests), time.time() - t)
+    store.read_many([("case.1", 0, ((n, n, n), (n + 4, n + 4, n + 4))) for n in (0, 16, 32, 6)])
+    assert len(proxy.requests) <= 2 * 4
+    proxy.requests.clear()
+    assert "case.1" in store
+    assert "case.2" not in store
+    assert len(proxy.requests) == 2
+
+
+def _read_there(raw, answers):
+    store = pickle.loads(raw)
+    answers.put(store.read("case.1"))
+    write(store, volume("case.2"))
+
+
+def test_a_store_travels_without_its_keys_and_writes_of_others_are_seen_at_once(store, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    scan = volume()
+    write(store, scan)
+    store.read("case.1", box=((0, 0, 0), (1, 1, 1)))
+    raw = pickle.dumps(store)
+    assert b"hush" not in raw
+    assert os.environ["AWS_ENDPOINT_URL"].encode() not in raw
+    assert store.cases() == ["case.1"]
+    assert "case.2" not in store
+    spawn = multiprocessing.get_context("spawn")
+    answers = spawn.Queue()
+    process = spawn.Process(target=_read_there, args=(raw, answers))
+    process.start()
+    np.testing.assert_array_equal(answers.get(timeout=60), scan.array)
+    process.join(60)
+    assert process.exitcode == 0
+    assert store.cases() == ["case.1", "case.2"]
+    np.testing.assert_array_equal(store.read("case.2"), volume("case.2").array)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_server_that_fails_every_third_request_changes_nothing(proxy, bucket, seed):
+    proxy.rule = fail_share(0.3, seed=seed)
+    store, scan, other = VolumeStore.create(f"{bucket}/ct"), volume(), volume("b", seed=5)
+    write(store, other)
+    label = write(store, scan)
+    write(store, scan)  # replaced
+    write(store, volume("c"))
+    store.remove("c")
+    VolumeIndex.from_records([record("case.1")]).write(store.path)
+    reader = VolumeStore.open(store.path)
+    assert reader.cases() == ["b", "case.1"]
+    assert ("b" in reader, "c" in reader) == (True, False)
+    for box in (((0, 0, 0), (37, 50, 65)), ((5, 6, 7), (30, 20, 40))):
+        (z, y, x), (to_z, to_y, to_x) = box
+        pair = reader.read_many([("b", 0, box), ("case.1", 0, box)])
+        for crop, whole in zip(pair, (other, scan), strict=True):
+            np.testing.assert_array_equal(crop, whole.array[:, z:to_z, y:to_y, x:to_x])
+    np.testing.assert_array_equal(reader.read_label("case.1", "structures"), label)
+    assert VolumeIndex.read(store.path).case_ids() == ["case.1"]
+    failed = [request for request in proxy.requests if proxy.rule(request)]
+    assert len(failed) > 0.2 * len(proxy.requests)
+
+
+def test_an_answer_that_is_lost_after_the_work_was_done_does_no_harm(proxy, bucket):
+    proxy.rule = lambda r: "lost" if r.turn == 0 and r.method in ("PUT", "POST") else None
+    store, scan = VolumeStore.create(f"{bucket}/ct"), volume()
+    label = write(store, scan)
+    np.testing.assert_array_equal(store.read("case.1"), scan.array)
+    np.testing.assert_array_equal(store.read_label("case.1", "structures"), label)
+    store.remove("case.1")
+    assert names_in(store.path / "cases") == {"zarr.json"}
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "drop"])
+def test_a_server_that_keeps_failing_is_no_store_without_cases(proxy, bucket, impatient, fault):
+    store = VolumeStore.create(f"{bucket}/ct")
+    write(store, volume())
+    VolumeIndex.from_records([record("a")]).write(store.path)
+    proxy.rule = lambda _: fault
+    calls = {
+        "exists": lambda: VolumeStore.exists(store.path),
+        "open": lambda: VolumeStore.open(store.path),
+        "contains": lambda: "case.1" in store,
+        "cases": store.cases,
+        "record": lambda: store.record("case.1"),
+        "read": lambda: store.read("case.1"),
+        "label": lambda: store.read_label("case.1", "structures"),
+        "index": lambda: VolumeIndex.read(store.path),
+        "quarantine": lambda: read_quarantine(store.path),
+        "remove": lambda: store.remove("case.1"),
+        "write": lambda: write(store, volume("b")),
+    }
+    for name, call in calls.items():
+        begin = time.monotonic()
+        with pytest.raises(OSError, match=str(store.path)) as caught:
+            call()
+        assert not isinstance(caught.value, FileNotFoundError), name
+        assert time.monotonic() - begin < 15, name
+    proxy.rule = lambda _: None
+    np.testing.assert_array_equal(store.read("case.1"), volume().array)  # the same store goes on
+
+
+def _one_line(call, *, within_s=10.0):
+    begin = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        call()
+    assert time.monotonic() - begin < within_s
+    (line,) = caught.value.lines
+    assert "\n" not in line
+    return line
+
+
+def test_without_credentials_the_variables_are_named(bucket, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    line = _one_line(lambda: VolumeStore.exists(f"{bucket}/ct"))
+    assert line.startswith(f"store: {bucket}/ct/zarr.json: ")
+    assert line.endswith("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+
+
+def test_a_bucket_that_is_not_there_is_named(bucket):
+    for meet in (VolumeStore.exists, VolumeStore.open, VolumeStore.create):
+        line = _one_line(lambda meet=meet: meet("s3://nothing-here/ct"))
+        assert (
+            line
+            == "store: s3://nothing-here/ct/zarr.json: no such bucket; make it, or name another"
+        )
+    assert "Invalid bucket name" in _one_line(lambda: VolumeStore.open("s3://no bucket/ct"))
+
+
+def test_a_server_that_denies_is_quoted(proxy, bucket):
+    store = VolumeStore.create(f"{bucket}/ct")
+    write(store, volume())
+    proxy.rule = lambda _: "403"
+    calls = [
+        lambda: VolumeStore.exists(store.path),
+        lambda: "case.1" in store,
+        store.cases,
+        lambda: store.read("case.1"),
+        lambda: VolumeStore.open(store.path).read("case.1"),
+        lambda: write(store, volume("b")),
+    ]
+    for call in calls:
+        line = _one_line(call)
+        assert str(store.path) in line
+        assert "AccessDenied" in line
+
+
+def test_an_endpoint_that_does_not_answer_is_named(bucket, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        line = _one_line(lambda: VolumeStore.exists(f"{bucket}/ct"), within_s=30)
+    assert endpoint in line
+    assert line.endswith("is AWS_ENDPOINT_URL right, the server up?")
+
+
+def _meet_silence(url, answers):
+    paths.SILENCE_S = arrays.SILENCE_S = 1
+    paths.TRIES = arrays.TRIES = 2
+    store = VolumeStore.open(url)
+    answers.put(store.read("case.1").sum())
+    answers.put("now fall silent")
+    for call in (lambda: "case.1" in store, lambda: store.read("case.1")):
+        begin = time.monotonic()
+        try:
+            call()
+        except OSError as error:
+            answers.put((type(error).__name__, str(error), time.monotonic() - begin))
+
+
+def test_silence_is_waited_for_once_more_and_then_told(proxy, bucket):
+    store, scan = VolumeStore.create(f"{bucket}/ct"), volume()
+    write(store, scan)
+    spawn = multiprocessing.get_context("spawn")
+    answers = spawn.Queue()
+    proxy.rule = lambda r: "stall" if r.turn == 1 and "image/0" in r.path else None
+    process = spawn.Process(target=_meet_silence, args=(str(store.path), answers))
+    process.start()
+    assert answers.get(timeout=60) == scan.array.sum()
+    proxy.rule = lambda _: "stall"
+    assert answers.get(timeout=60) == "now fall silent"
+    for _ in range(2):
+        kind, text, seconds = answers.get(timeout=60)
+        assert kind == "OSError"
+        assert str(store.path) in text
+        assert seconds < 15
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def test_folders_are_found_by_the_file_they_hold(bucket):
+    place = to_place(f"{bucket}/deep/down")
+    for name in ("b/done", "a/done", "a/more/done", "half/data", "done", "ab/done"):
+        publish(place / name, name)
+    assert folders_with(place, "done") == ["a", "ab", "b"]
+    assert folders_with(place / "a", "done") == ["more"]
+    assert names_in(place) == {"a", "ab", "b", "done", "half"}
+    assert remove_folder(place / "a", first="done")
+    assert folders_with(place, "done") == ["ab", "b"]  # not what only begins like it
+    assert read_file(place / "a" / "done") is None
+
+
+def test_what_cannot_be_removed_is_told(bucket, monkeypatch):
+    place = to_place(f"{bucket}/ct")
+    publish(place / "a", "1")
+    real = type(place.fs).call_s3
+
+    def refuses(fs, method, **options):
+        if method == "delete_objects":
+            return {"Errors": [{"Key": "ct/a", "Code": "InternalError"}]}
+        return real(fs, method, **options)
+
+    monkeypatch.setattr(type(place.fs), "call_s3", refuses)
+    with pytest.raises(OSError, match=rf"{place}: ct/a stays: InternalError"):
+        remove_folder(place, first="none")
+
+
+def test_no_path_of_this_machine_is_made_of_a_url(bucket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = VolumeStore.create(f"{bucket}/ct")
+    write(store, volume())
+    VolumeIndex.from_records([record("a")]).write(store.path)
+    assert list(Path(tmp_path).iterdir()) == []

@@ -37,17 +37,19 @@ def damaged(raw: bytes, rng: random.Random) -> bytes:
     changed = bytearray(raw)
     for _ in range(rng.randint(1, 8)):
         # Half of the changes of a text header stay text: those get past the parser.
-        changed[rng.randrange(len(raw))] = rng.choice((rng.randrange(256), rng.choice(b" 0123456789.-:=,()e\n")))
+        changed[rng.randrange(len(raw))] = rng.choice(
+            (rng.randrange(256), rng.choice(b" 0123456789.-:=,()e\n"))
+        )
     return bytes(changed)
 
 
-def attempt(files: ImageFiles):
+def attempt(path: Path):
     """The image in file axes and its affine, or None for an honest refusal."""
     try:
-        image = read_image([files], case_id="a", limits=LIMITS)
+        image = read_image([files_of(path)], case_id="a", limits=LIMITS)
     except ReadError as error:
         assert error.reason in REASONS
-        assert str(files.paths[0].parent) in error.message
+        assert str(path.parent) in error.message
         assert error.message.isprintable(), error.message
         return None
     return to_source_axes(image.volume.array[0], image.source_affine), image.source_affine
@@ -91,14 +93,24 @@ def libraries() -> Iterator[Libraries]:
         yield both
 
 
+def right(mine, other, sound) -> bool:
+    """Voxels and affine of the library, or of the undamaged file where the library gives none.
+
+    SimpleITK says "Uncompress failed", and gives noise, where a MetaImage does not say how long
+    the packed voxels are; the undamaged voxels are right there, too.
+    """
+    if other is None:
+        return same(mine, sound)
+    return same(mine, other) or same(mine, (sound[0], other[1]))
+
+
 def same(mine, other) -> bool:
-    voxels = np.asarray(other[0])
-    if voxels.shape[3:] and all(side == 1 for side in voxels.shape[3:]):
-        voxels = voxels.reshape(voxels.shape[:3])
+    voxels, affine = other
+    voxels = np.reshape(voxels, voxels.shape[:3]) if set(voxels.shape[3:]) <= {1} else voxels
     return (
         mine[0].shape == voxels.shape
         and np.array_equal(mine[0].astype(np.float32), voxels.astype(np.float32))
-        and np.allclose(mine[1], other[1], atol=1e-4, rtol=1e-6)
+        and np.allclose(mine[1], affine, atol=1e-4, rtol=1e-6)
     )
 
 
@@ -107,21 +119,20 @@ def check(kind: scans.Kind, folder: Path, libraries: Libraries, *, count: int) -
     whole = folder / "whole" / f"scan{kind.suffix}"
     whole.parent.mkdir()
     kind.write(whole, noise, scans.affine("PIR", degrees=12))
-    files = files_of(whole)
-    sound = attempt(files)
+    sound = attempt(whole)
     assert same(sound, libraries.read(whole))
     taken = 0
     for seed in range(count):
         rng = random.Random(seed)
         target = folder / str(seed)
         shutil.copytree(whole.parent, target)
-        victim = target / rng.choice(files.paths).name
+        victim = rng.choice(sorted(target.iterdir()))
         victim.write_bytes(damaged(victim.read_bytes(), rng))
-        mine = attempt(files._replace(paths=tuple(target / path.name for path in files.paths)))
+        mine = attempt(target / whole.name)
         if mine is not None:
             taken += 1
             other = libraries.read(target / whole.name)
-            assert same(mine, sound if other is None else other), f"{target}, seed {seed}"
+            assert right(mine, other, sound), f"{target}, seed {seed}"
         shutil.rmtree(target)
     assert taken < count
 

@@ -285,7 +285,12 @@ def headers_of(kinds):
 
     def read(places):
         names = [place.rpartition("/")[2] for place in places]
-        return [next((k for start, k in kinds.items() if n.startswith(start)), None) for n in names]
+        found = [next((k for s, k in kinds.items() if n.startswith(s)), None) for n in names]
+        # Every file is an instance of its own, but for copies: of the same name.
+        return [
+            kind._replace(instance=name) if isinstance(kind, SliceHeader) else kind
+            for kind, name in zip(found, names, strict=True)
+        ]
 
     return read
 
@@ -293,7 +298,7 @@ def headers_of(kinds):
 def test_slices_become_a_case_a_series_wherever_they_lie(tmp_path):
     for name in ("d/1_a", "d/2_a.dcm", "e/1_b", "e/2_b", "notes", "rt.dcm"):
         touch(tmp_path / name)
-    one, two = SliceHeader("ab" * 32, "who", "MR"), SliceHeader("cd" * 32, "who", None)
+    one, two = SliceHeader("ab" * 32, "who", "MR", ""), SliceHeader("cd" * 32, "who", None, "")
     broken = ReadError("not_an_image", "a plan")
     look = headers_of({"1_": one, "2_": two, "rt": broken})
     sources = discover_with(str(tmp_path), read_headers=look)
@@ -308,10 +313,20 @@ def test_slices_become_a_case_a_series_wherever_they_lie(tmp_path):
     assert set(sources.others) == {str(tmp_path / "notes")}
 
 
+def test_a_series_that_was_copied_into_another_folder_is_a_case_a_folder(tmp_path):
+    for name in ("d/1_a", "d/1_b", "e/1_a", "e/1_b"):
+        touch(tmp_path / name)
+    look = headers_of({"1_": SliceHeader("ab" * 32, "who", "MR", "")})
+    first, second = discover_with(str(tmp_path), read_headers=look).items
+    assert first.case_id == "dicom-" + "ab" * 8
+    assert second.case_id.startswith(first.case_id + "-")
+    assert first.channels[0].locations == (str(tmp_path / "d/1_a"), str(tmp_path / "d/1_b"))
+
+
 def test_files_that_have_not_changed_are_not_looked_into_again(tmp_path):
     for name in ("1_a", "2_a"):
         touch(tmp_path / name)
-    one = SliceHeader("ab" * 32, "who", "MR")
+    one = SliceHeader("ab" * 32, "who", "MR", "")
     first = discover_with(str(tmp_path), read_headers=headers_of({"1_": one, "2_": one}))
     known = {first.files[place]: header for place, header in first.headers.items()}
     os.utime(tmp_path / "2_a", (1, 1))

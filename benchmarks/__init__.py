@@ -1,0 +1,1 @@
+"""Benchmarks: one question, one script; `python -m benchmarks.NAME [--quick] --out FILE.json`."""

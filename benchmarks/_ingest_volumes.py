@@ -1,0 +1,77 @@
+"""Volumes for the benchmark of ingest: real ones or phantoms, CT as large as in hospitals."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from glmae_ray.phantoms import ORIENTATIONS, make_person, write_cohort
+
+_NOISE_HU = 12.0  # standard deviation; 10-20 in the body of a real CT
+_AIR_HU = -1024
+_PHANTOMS = 16  # where there are no real volumes
+_LARGE_SHAPE, _LARGE_MM = (512, 512, 96), (0.75, 0.75, 3.0)  # (X, Y, Z)
+
+
+class VolumeSet(NamedTuple):
+    """Volumes of one kind, a source for `glmae ingest`."""
+
+    name: str
+    folder: Path
+
+
+def small_volumes(scratch: Path) -> VolumeSet:
+    """Head-and-neck CT of `GLMAE_TEST_DATA` (203 of 128^3 with labels), else phantoms."""
+    data = os.environ.get("GLMAE_TEST_DATA")
+    if data:
+        return VolumeSet("headneck_ct", Path(data) / "headneck_ct")
+    return VolumeSet("phantoms", write_cohort(scratch / "phantoms", people=_PHANTOMS))
+
+
+def large_volumes(scratch: Path, *, count: int) -> VolumeSet:
+    """Write CT of 512 x 512 x 96 voxels: phantoms enlarged, with the noise of a scanner."""
+    folder = scratch / "large"
+    folder.mkdir()
+    for number in range(count):
+        # Every len(ORIENTATIONS)-th person lies like the first: x, y and z are the axes.
+        person, *_ = make_person(number * len(ORIENTATIONS), seed=1)
+        _save(folder / f"large_{number:03d}.nii.gz", _enlarged(person, number), _LARGE_MM)
+    return VolumeSet("large_ct", folder)
+
+
+def huge_volume(scratch: Path) -> VolumeSet:
+    """Write one volume of 512^3 voxels, all of it noise about water: the worst for memory."""
+    folder = scratch / "huge"
+    folder.mkdir()
+    block = np.rint(_noise((128, 128, 128), seed=0)).astype(np.int16)
+    _save(folder / "huge.nii.gz", np.tile(block, (4, 4, 4)), (0.7, 0.7, 0.7))
+    return VolumeSet("huge", folder)
+
+
+def _save(path: Path, voxels: NDArray[np.int16], spacing_mm: tuple[float, float, float]) -> None:
+    """Write voxels (X, Y, Z), axes to Left, Posterior and Superior as in most CT."""
+    x_mm, y_mm, z_mm = spacing_mm
+    nib.save(nib.Nifti1Image(voxels, np.diag([-x_mm, -y_mm, z_mm, 1.0])), path)
+
+
+def _enlarged(person: NDArray[np.int16], seed: int) -> NDArray[np.int16]:
+    tensor = torch.from_numpy(person.astype(np.float32))[None, None]
+    hu = torch.nn.functional.interpolate(tensor, _LARGE_SHAPE, mode="trilinear")[0, 0].numpy()
+    hu = np.rint(hu + _noise(_LARGE_SHAPE, seed))
+    x, y = (np.arange(side) - (side - 1) / 2 for side in _LARGE_SHAPE[:2])
+    hu[np.hypot(x[:, None], y) > _LARGE_SHAPE[0] / 2] = _AIR_HU  # outside the field of view
+    return hu.clip(_AIR_HU, 3071).astype(np.int16)
+
+
+def _noise(shape: tuple[int, int, int], seed: int) -> NDArray[np.float32]:
+    """Noise in HU, smooth within a slice (X, Y) as reconstruction kernels leave it."""
+    values = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    for axis in (0, 1):
+        values += 0.5 * (np.roll(values, 1, axis) + np.roll(values, -1, axis))
+    return values * np.float32(_NOISE_HU / values.std())

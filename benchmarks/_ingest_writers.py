@@ -1,0 +1,136 @@
+"""Ways to bring a NIfTI case into a form for training, each as its users run it, on one core."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import nibabel as nib
+import numpy as np
+from monai.data import PersistentDataset
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
+
+from glmae_ray.store.intake import Choices, Pending, take_in
+from glmae_ray.store.items import SourceItem
+from glmae_ray.store.ledger import Ledger
+from glmae_ray.store.sources import discover
+from glmae_ray.store.zarr_store import VolumeStore
+
+Way = Callable[[Pending], float]  # takes a case in and returns the seconds that it took
+
+_NNSSL_PATCH = (160, 160, 160)  # of nnssl's published models
+_L1_BYTES, _L3_BYTES, _SHARE = 32768, 1441792, 0.8  # what nnssl assumes of a core's caches
+
+
+def pending_cases(source: Path, store: VolumeStore) -> list[Pending]:
+    """The cases of a source as `glmae ingest` finds them."""
+    sources = discover(str(source), read_headers=lambda places: [None] * len(places))
+    return Ledger(store, sources, splits=(0.8, 0.1, 0.1), choices=Choices()).pending
+
+
+def decode(*, with_label: bool) -> Way:
+    """nibabel's decoding and nothing else: what no ingest that starts from it can beat."""
+
+    def way(pending: Pending) -> float:
+        paths = pending.item.locations if with_label else [_image(pending.item)]
+        begin = time.perf_counter()
+        for path in paths:
+            np.asanyarray(nib.load(path).dataobj)
+        return time.perf_counter() - begin
+
+    return way
+
+
+def ours(store: VolumeStore) -> Way:
+    """`take_in` as a worker runs it: image and label map, all checks, a new case each time."""
+
+    def way(pending: Pending) -> float:
+        store.remove(pending.item.case_id)
+        begin = time.perf_counter()
+        take_in(pending, store=store, choices=Choices())
+        return time.perf_counter() - begin
+
+    return way
+
+
+def nnssl(folder: Path, dtype: type[np.generic]) -> Way:
+    """The file that nnssl and nnU-Net v2 write for an image: blosc2, zstd at level 8, one thread.
+
+    Cropping, normalising and resampling are left out, and so is the label map. nnssl stores
+    float32; int16 is the same file for the voxels as we store them.
+    """
+    folder.mkdir()
+    blosc2.set_nthreads(1)
+
+    def way(pending: Pending) -> float:
+        target = folder / f"{pending.item.case_id}.b2nd"
+        target.unlink(missing_ok=True)
+        begin = time.perf_counter()
+        image = nib.load(_image(pending.item))
+        voxels = np.asanyarray(image.dataobj).transpose(2, 1, 0)[np.newaxis].astype(dtype)
+        blocks, chunks = blosc2_blocks(voxels.shape, voxels.itemsize)
+        blosc2.asarray(
+            np.ascontiguousarray(voxels),
+            urlpath=str(target),
+            chunks=chunks,
+            blocks=blocks,
+            cparams={"codec": blosc2.Codec.ZSTD, "clevel": 8},
+            mmap_mode="w+",
+        )
+        with target.with_suffix(".pkl").open("wb") as file:
+            pickle.dump({"spacing": image.header.get_zooms()}, file)
+        return time.perf_counter() - begin
+
+    return way
+
+
+def monai(folder: Path) -> Way:
+    """MONAI's PersistentDataset filling its cache with images on canonical axes."""
+    steps = Compose(
+        [
+            LoadImaged("image"),
+            EnsureChannelFirstd("image"),
+            Orientationd("image", axcodes="RAS", labels=None),
+        ]
+    )
+
+    def way(pending: Pending) -> float:
+        cache = folder / pending.item.case_id
+        shutil.rmtree(cache, ignore_errors=True)
+        data: Any = PersistentDataset([{"image": _image(pending.item)}], steps, cache_dir=cache)
+        begin = time.perf_counter()
+        data[0]
+        return time.perf_counter() - begin
+
+    return way
+
+
+def blosc2_blocks(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], ...]:
+    """Blocks and chunks (C, Z, Y, X) by nnssl's rule: a block fits L1, a chunk a core's L3.
+
+    A block starts as the largest powers of two in half a patch, and the axis that is longest
+    for its patch is halved until the block fits; then blocks are put together along the axis
+    that has the fewest until the chunk is full or is the array.
+    """
+    block = [shape[0], *(2 ** int(math.log2(side / 2)) for side in _NNSSL_PATCH)]
+    while math.prod(block) * itemsize > _L1_BYTES * _SHARE:
+        # Of equal axes the last one: blocks come out flat in x.
+        axis = max(range(1, 4), key=lambda n: (block[n] / _NNSSL_PATCH[n - 1], n))
+        block[axis] //= 2
+    block = [min(pair) for pair in zip(block, shape, strict=True)]
+    chunk = list(block)
+    while math.prod(chunk) * itemsize < _L3_BYTES * _SHARE and chunk != list(shape):
+        open_axes = [axis for axis in range(1, 4) if chunk[axis] < shape[axis]]
+        axis = min(open_axes, key=lambda n: chunk[n] / block[n])
+        chunk[axis] = min(chunk[axis] + block[axis], shape[axis])
+    return tuple(block), tuple(chunk)
+
+
+def _image(item: SourceItem) -> str:
+    return item.channels[0].locations[0]

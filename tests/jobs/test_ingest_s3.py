@@ -1,0 +1,82 @@
+"""`glmae ingest` and `inspect` between buckets, as a user would run them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from glmae_ray.paths import to_place
+from glmae_ray.store.index import VolumeIndex, read_files
+from glmae_ray.store.zarr_store import VolumeStore
+from glmae_ray.volume import to_source_axes
+from tests.store import dicoms, scans
+from tests.store.scans import write_nifti
+
+pytestmark = pytest.mark.ray
+
+
+def glmae(*words):
+    """A process of its own, so that Ray's workers see where the server is."""
+    command = [sys.executable, "-m", "glmae_ray.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture
+def archive(tmp_path, bucket, monkeypatch):
+    """Three scans, a series, a broken file and a text in a bucket; and here."""
+    monkeypatch.setenv("GLMAE_SUBJECT_SALT", "for tests")
+    for seed in range(3):
+        write_nifti(tmp_path / "in" / f"p{seed}.nii.gz", scans.voxels((20, 26, 18), seed=seed))
+    dicoms.write_series(tmp_path / "in" / "series", dicoms.voxels((23, 26, 17)))
+    (tmp_path / "in" / "broken.nii").write_bytes(b"nothing")
+    (tmp_path / "in" / "notes.txt").write_text("left alone")
+    place = to_place(f"{bucket}/in")
+    place.fs.put(f"{tmp_path / 'in'}/", place.path, recursive=True)
+    return f"{bucket}/in"
+
+
+def test_from_bucket_to_bucket_is_as_from_folder_to_folder(archive, bucket, tmp_path):
+    run = glmae("ingest", f"source={archive}", f"store={bucket}/store")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "ingested 4, already stored 0, quarantined 1"
+    assert f"{archive}/broken.nii" in run.stdout
+    assert glmae("ingest", f"source={tmp_path / 'in'}", f"store={tmp_path / 's'}").returncode == 0
+
+    far, near = VolumeIndex.read(f"{bucket}/store"), VolumeIndex.read(tmp_path / "s")
+    assert far.fingerprint() == near.fingerprint()
+    there, here = VolumeStore.open(f"{bucket}/store"), VolumeStore.open(tmp_path / "s")
+    for row in far.records():
+        np.testing.assert_array_equal(there.read(row["case_id"]), here.read(row["case_id"]))
+        assert row["source"].startswith(archive)
+    assert sorted(row["outcome"] for row in read_files(f"{bucket}/store")) == (
+        ["case"] * 20 + ["not_an_image", "quarantined"]
+    )
+    (row,) = [r for r in far.records() if r["case_id"].startswith("dicom-")]
+    voxels = to_source_axes(there.read(row["case_id"])[0], np.reshape(row["source_affine"], (4, 4)))
+    np.testing.assert_array_equal(voxels, dicoms.voxels((23, 26, 17)))
+
+    again = glmae("ingest", f"source={archive}", f"store={bucket}/store")
+    assert again.stdout.splitlines()[-1] == "ingested 0, already stored 4, quarantined 1"
+    facts = json.loads(glmae("inspect", f"store={bucket}/store", "--json").stdout)
+    assert facts["cases"] == 4
+
+
+def test_a_glob_and_a_manifest_work_in_a_bucket(archive, bucket):
+    text = f"case_id,image\none,p1.nii.gz\ntwo,{archive}/p2.nii.gz\nthree,series\n"
+    to_place(f"{archive}/cases.csv").write_text(text)
+    run = glmae("ingest", f"source={archive}/cases.csv", f"store={bucket}/a")
+    assert run.returncode == 0, run.stderr
+    assert VolumeIndex.read(f"{bucket}/a").case_ids() == ["one", "three", "two"]
+    run = glmae("ingest", f"source={archive}/p[01].*", f"store={bucket}/b")
+    assert run.returncode == 0, run.stderr
+    assert VolumeIndex.read(f"{bucket}/b").case_ids() == ["p0", "p1"]
+
+
+@pytest.mark.parametrize("words", [("source=s3://no-such-bucket/x",), ("source={archive}/none",)])
+def test_what_is_not_there_is_one_line(archive, bucket, words):
+    words = [word.format(archive=archive) for word in words]
+    run = glmae("ingest", *words, f"store={bucket}/s")
+    assert (run.returncode, len(run.stderr.splitlines())) == (2, 1), run.stderr
+    assert "s3://" in run.stderr
