@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from glmae_ray.phantoms import ORIENTATIONS, make_person, write_cohort
@@ -61,6 +60,8 @@ def _save(path: Path, voxels: NDArray[np.int16], spacing_mm: tuple[float, float,
 
 
 def _enlarged(person: NDArray[np.int16], seed: int) -> NDArray[np.int16]:
+    import torch  # not in the processes that time ways
+
     tensor = torch.from_numpy(person.astype(np.float32))[None, None]
     hu = torch.nn.functional.interpolate(tensor, _LARGE_SHAPE, mode="trilinear")[0, 0].numpy()
     hu = np.rint(hu + _noise(_LARGE_SHAPE, seed))

@@ -1,4 +1,8 @@
-"""Ways to bring a NIfTI case into a form for training, each as its users run it, on one core."""
+"""Ways to bring a NIfTI case into a form for training, each as its users run it, on one core.
+
+A way takes a case and returns the seconds that it took. It imports what it needs when it is
+called: each runs in a process of its own, which holds nothing of the others.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +10,19 @@ import math
 import pickle
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import blosc2
-import nibabel as nib
 import numpy as np
-from monai.data import PersistentDataset
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 
 from glmae_ray.store.intake import Choices, Pending, take_in
-from glmae_ray.store.items import SourceItem
 from glmae_ray.store.ledger import Ledger
 from glmae_ray.store.sources import discover
 from glmae_ray.store.zarr_store import VolumeStore
 
-Way = Callable[[Pending], float]  # takes a case in and returns the seconds that it took
-
 _NNSSL_PATCH = (160, 160, 160)  # of nnssl's published models
 _L1_BYTES, _L3_BYTES, _SHARE = 32768, 1441792, 0.8  # what nnssl assumes of a core's caches
+_KEPT_BYTES = 31 * 2**20  # below the 32 MiB at which glibc stops adapting
 
 
 def pending_cases(source: Path, store: VolumeStore) -> list[Pending]:
@@ -34,81 +31,78 @@ def pending_cases(source: Path, store: VolumeStore) -> list[Pending]:
     return Ledger(store, sources, splits=(0.8, 0.1, 0.1), choices=Choices()).pending
 
 
-def decode(*, with_label: bool) -> Way:
-    """nibabel's decoding and nothing else: what no ingest that starts from it can beat."""
+def decode(pending: Pending, *, with_label: bool, keep_memory: bool = False) -> float:
+    """Decode with nibabel and do nothing else.
 
-    def way(pending: Pending) -> float:
-        paths = pending.item.locations if with_label else [_image(pending.item)]
-        begin = time.perf_counter()
-        for path in paths:
-            np.asanyarray(nib.load(path).dataobj)
-        return time.perf_counter() - begin
+    `keep_memory` shows how much of that is the allocator: once it has freed a large array, glibc
+    keeps what is freed, where a plain loop of loads gets each array anew from the system.
+    """
+    import nibabel as nib
 
-    return way
+    if keep_memory:
+        np.ones(_KEPT_BYTES, np.uint8)
+    paths = pending.item.locations if with_label else [_image(pending)]
+    begin = time.perf_counter()
+    for path in paths:
+        np.asanyarray(nib.load(path).dataobj)
+    return time.perf_counter() - begin
 
 
-def ours(store: VolumeStore) -> Way:
+def ours(pending: Pending, *, store: VolumeStore) -> float:
     """`take_in` as a worker runs it: image and label map, all checks, a new case each time."""
-
-    def way(pending: Pending) -> float:
-        store.remove(pending.item.case_id)
-        begin = time.perf_counter()
-        take_in(pending, store=store, choices=Choices())
-        return time.perf_counter() - begin
-
-    return way
+    store.remove(pending.item.case_id)
+    begin = time.perf_counter()
+    take_in(pending, store=store, choices=Choices())
+    return time.perf_counter() - begin
 
 
-def nnssl(folder: Path, dtype: type[np.generic]) -> Way:
-    """The file that nnssl and nnU-Net v2 write for an image: blosc2, zstd at level 8, one thread.
+def nnssl(pending: Pending, *, folder: Path, dtype: str) -> float:
+    """Write the file of nnssl and nnU-Net v2 for an image: blosc2, zstd level 8, one thread.
 
     Cropping, normalising and resampling are left out, and so is the label map. nnssl stores
     float32; int16 is the same file for the voxels as we store them.
     """
-    folder.mkdir()
+    import blosc2
+    import nibabel as nib
+
     blosc2.set_nthreads(1)
-
-    def way(pending: Pending) -> float:
-        target = folder / f"{pending.item.case_id}.b2nd"
-        target.unlink(missing_ok=True)
-        begin = time.perf_counter()
-        image = nib.load(_image(pending.item))
-        voxels = np.asanyarray(image.dataobj).transpose(2, 1, 0)[np.newaxis].astype(dtype)
-        blocks, chunks = blosc2_blocks(voxels.shape, voxels.itemsize)
-        blosc2.asarray(
-            np.ascontiguousarray(voxels),
-            urlpath=str(target),
-            chunks=chunks,
-            blocks=blocks,
-            cparams={"codec": blosc2.Codec.ZSTD, "clevel": 8},
-            mmap_mode="w+",
-        )
-        with target.with_suffix(".pkl").open("wb") as file:
-            pickle.dump({"spacing": image.header.get_zooms()}, file)
-        return time.perf_counter() - begin
-
-    return way
-
-
-def monai(folder: Path) -> Way:
-    """MONAI's PersistentDataset filling its cache with images on canonical axes."""
-    steps = Compose(
-        [
-            LoadImaged("image"),
-            EnsureChannelFirstd("image"),
-            Orientationd("image", axcodes="RAS", labels=None),
-        ]
+    target = folder / f"{pending.item.case_id}.b2nd"
+    target.unlink(missing_ok=True)
+    begin = time.perf_counter()
+    image = nib.load(_image(pending))
+    voxels = np.asanyarray(image.dataobj).transpose(2, 1, 0)[np.newaxis].astype(dtype)
+    blocks, chunks = blosc2_blocks(voxels.shape, voxels.itemsize)
+    blosc2.asarray(
+        np.ascontiguousarray(voxels),
+        urlpath=str(target),
+        chunks=chunks,
+        blocks=blocks,
+        cparams={"codec": blosc2.Codec.ZSTD, "clevel": 8},
+        mmap_mode="w+",
     )
+    with target.with_suffix(".pkl").open("wb") as file:
+        pickle.dump({"spacing": image.header.get_zooms()}, file)
+    return time.perf_counter() - begin
 
-    def way(pending: Pending) -> float:
-        cache = folder / pending.item.case_id
-        shutil.rmtree(cache, ignore_errors=True)
-        data: Any = PersistentDataset([{"image": _image(pending.item)}], steps, cache_dir=cache)
-        begin = time.perf_counter()
-        data[0]
-        return time.perf_counter() - begin
 
-    return way
+def monai(pending: Pending, *, folder: Path) -> float:
+    """Let MONAI's PersistentDataset fill its cache with an image on canonical axes."""
+    import torch
+    from monai.data import PersistentDataset
+    from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
+
+    torch.set_num_threads(1)
+    steps = [
+        LoadImaged("image"),
+        EnsureChannelFirstd("image"),
+        Orientationd("image", axcodes="RAS", labels=None),
+    ]
+    cache = folder / pending.item.case_id
+    shutil.rmtree(cache, ignore_errors=True)
+    begin = time.perf_counter()
+    data: Any = PersistentDataset([{"image": _image(pending)}], Compose(steps), cache_dir=cache)
+    data[0]
+    return time.perf_counter() - begin
 
 
 def blosc2_blocks(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], ...]:
@@ -132,5 +126,5 @@ def blosc2_blocks(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...
     return tuple(block), tuple(chunk)
 
 
-def _image(item: SourceItem) -> str:
-    return item.channels[0].locations[0]
+def _image(pending: Pending) -> str:
+    return pending.item.channels[0].locations[0]

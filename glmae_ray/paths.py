@@ -27,6 +27,7 @@ Place: TypeAlias = "Path | UPath"
 CONNECT_S, SILENCE_S, TRIES = 5, 10, 5
 UNFINISHED = ".unfinished"  # what a killed `publish` leaves; the next one writes over it
 
+_NOT_THERE = (None, "NoSuchKey")  # any other 404 is about the bucket, or not from S3 at all
 _KEYS_PER_REQUEST = 1000  # that S3 lists or deletes at once
 
 
@@ -107,7 +108,7 @@ def read_file(place: Place) -> bytes | None:
             is_s3 = not isinstance(place, Path) and place.protocol == "s3"
             return _read_object(place) if is_s3 else place.read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
-            if _is_about_bucket(error):
+            if _code(error) not in _NOT_THERE:
                 raise
             return None
 
@@ -190,9 +191,11 @@ def plain_errors(place: Place) -> Iterator[None]:
     except boto.ParamValidationError as error:
         raise UserError(f"{place}: {str(error).splitlines()[-1]}") from None
     except FileNotFoundError as error:
-        if _is_about_bucket(error):
+        if _code(error) in _NOT_THERE:
+            raise
+        if _code(error) == "NoSuchBucket":
             raise UserError(f"{place}: no such bucket; make it, or name another") from None
-        raise
+        raise UserError(f"{place}: {_detail(error)}; is AWS_ENDPOINT_URL one of S3?") from None
     except (OSError, boto.BotoCoreError, ClientError) as error:
         raise OSError(f"{place}: {_detail(error)}") from error
 
@@ -203,9 +206,9 @@ def _detail(error: Exception) -> str:
     return " ".join(str(cause if hasattr(cause, "response") else error).split())
 
 
-def _is_about_bucket(error: OSError) -> bool:
-    answer = getattr(error.__cause__, "response", {})
-    return answer.get("Error", {}).get("Code") == "NoSuchBucket"
+def _code(error: OSError) -> str | None:
+    """S3's word for what is wrong, None where the error is not an answer of S3."""
+    return getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
 
 
 def _s3_options() -> dict[str, Any]:
@@ -231,11 +234,18 @@ def _read_object(place: UPath) -> bytes:
     for left in reversed(range(TRIES)):
         answer = place.fs.call_s3("get_object", Bucket=bucket, Key=key)
         try:
-            return sync(place.fs.loop, answer["Body"].read)
+            return sync(place.fs.loop, _read_and_close, answer["Body"])
         except (ClientError, HTTPClientError):  # broke off in the middle
             if not left:
                 raise
     raise AssertionError("TRIES is at least 1")
+
+
+async def _read_and_close(body: Any) -> bytes:
+    try:
+        return await body.read()
+    finally:
+        body.close()
 
 
 def _objects_below(place: UPath) -> list[str]:

@@ -69,7 +69,8 @@ def plain_errors(place: Place) -> Iterator[None]:
         if code == "NOT_FOUND":
             raise FileNotFoundError(line) from None
         if code in _REFUSALS:
-            raise UserError(f"store: {place}: access denied: {line}") from None
+            what = "check the key and what it may do"
+            raise UserError(f"store: {place}: access denied ({line}); {what}") from None
         if code in _FAILURES:
             raise OSError(f"{place}: {line}") from error
         raise

@@ -7,10 +7,14 @@ the file's: GDCM writes past its buffers where the two disagree.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
+import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +22,15 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
+    JPEG2000,
     DeflatedExplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGExtended12Bit,
-    JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
     RLELossless,
     UID_dictionary,
 )
@@ -31,7 +39,12 @@ from glmae_ray.store.dicom_headers import guarded, truncated
 from glmae_ray.store.dicom_pixels import Pixels
 from glmae_ray.store.scan import ReadError
 
-_GDCM = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
+_JPEG_2000 = (JPEG2000Lossless, JPEG2000)
+_GDCM = (
+    *(JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1),
+    *(JPEGLSLossless, JPEGLSNearLossless),
+    *_JPEG_2000,
+)
 _HUFFMAN, _SCAN, _JPEG_LS = 0xC4, 0xDA, 0xF7  # JPEG segments: tables, pixels, shape of JPEG-LS
 _NO_SHAPE = (_HUFFMAN, 0xC8, 0xCC)  # of the others that begin with C
 _ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
@@ -80,8 +93,6 @@ def _decoded(pixels: Pixels, wanted: Sequence[int]) -> Iterator[NDArray[Any]]:
     path, is_rle = pixels.path, pixels.syntax == RLELossless
     data = path.read_bytes()[pixels.offset :]
     _check_syntax(pixels)
-    _silence_gdcm()
-    decoder = get_decoder(pixels.syntax)
     with guarded(path):
         frames = list(generate_frames(_whole(data, path), number_of_frames=pixels.frames))
         if len(frames) != pixels.frames:
@@ -90,29 +101,47 @@ def _decoded(pixels: Pixels, wanted: Sequence[int]) -> Iterator[NDArray[Any]]:
         with guarded(path):
             if not is_rle:
                 _check_codestream(frames[index], pixels)
-            frame, _ = decoder.as_array(
-                encapsulate([frames[index]], has_bot=False),
-                raw=True,
-                index=0,
-                decoding_plugin="pydicom" if is_rle else "gdcm",
-                rows=pixels.rows,
-                columns=pixels.columns,
-                number_of_frames=1,
-                samples_per_pixel=1,
-                bits_allocated=pixels.allocated,
-                bits_stored=pixels.stored,
-                pixel_representation=int(pixels.is_signed),
-                photometric_interpretation="MONOCHROME2",
-                pixel_keyword="PixelData",
-            )
-        yield frame
+            array = _decode(frames[index], pixels, "pydicom" if is_rle else "gdcm")
+        yield array
 
 
-def _silence_gdcm() -> None:
-    import gdcm  # slow to import, and compressed files alone need it
+def _decode(frame: bytes, pixels: Pixels, plugin: str) -> NDArray[Any]:
+    with _stderr() as printed, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        array, _ = get_decoder(pixels.syntax).as_array(
+            encapsulate([frame], has_bot=False),
+            raw=True,
+            index=0,
+            decoding_plugin=plugin,
+            rows=pixels.rows,
+            columns=pixels.columns,
+            number_of_frames=1,
+            samples_per_pixel=1,
+            bits_allocated=pixels.allocated,
+            bits_stored=pixels.stored,
+            pixel_representation=int(pixels.is_signed),
+            photometric_interpretation="MONOCHROME2",
+            pixel_keyword="PixelData",
+        )
+        printed.seek(0)
+        # "Corrupt JPEG data", "Premature end of JPEG file", "... RLE segment contains ..."
+        is_damaged = b"JPEG" in printed.read() or any("RLE" in str(w.message) for w in warned)
+    if is_damaged:
+        raise ReadError("unreadable", f"{pixels.path}: damaged compressed pixels; copy it again")
+    return array
 
-    gdcm.Trace.WarningOff()
-    gdcm.Trace.ErrorOff()
+
+@contextlib.contextmanager
+def _stderr() -> Iterator[BinaryIO]:
+    """A file that takes this process's stderr: GDCM's libjpeg tells of damage nowhere else."""
+    with tempfile.TemporaryFile() as caught:
+        own = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield caught
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
 
 
 def _check_syntax(pixels: Pixels) -> None:
@@ -141,7 +170,7 @@ def _check_codestream(frame: bytes, pixels: Pixels) -> None:
     """Compare the header of a compressed frame with the file's."""
     if b"\xff\xd9" not in frame[-10:]:  # end of image; padding may follow
         raise truncated(pixels.path)
-    is_j2k = pixels.syntax in JPEG2000TransferSyntaxes
+    is_j2k = pixels.syntax in _JPEG_2000
     width, height, components, bits = (_jpeg2000 if is_j2k else _jpeg)(frame)
     is_same = (width, height, components) == (pixels.columns, pixels.rows, 1)
     if not is_same or bits > pixels.allocated:

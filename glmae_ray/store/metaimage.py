@@ -142,7 +142,7 @@ def _header(file: BinaryIO, where: Place) -> _Header:
 
 def _data_file(header: _Header) -> str | None:
     name = header.fields["ElementDataFile"]
-    if name.upper() == "LOCAL":
+    if name in ("LOCAL", "Local", "local"):
         return None
     if name.upper().startswith("LIST") or "%" in name or len(name.split()) != 1:
         message = f"ElementDataFile {name!r} is not one file; write the image as one .mha"

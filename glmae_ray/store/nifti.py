@@ -33,14 +33,15 @@ def read_nifti(files: ImageFiles, limits: Limits) -> Scan:
     """
     (path,) = files.paths
     is_packed = is_gzip(path)
-    header = _header(path, is_packed=is_packed)
-    shape = header.get_data_shape()
-    check_shape(shape, where=path, limits=limits, volume=files.volume)
-    try:
-        slope, inter = header.get_slope_inter()
-        affine = np.asarray(header.get_best_affine(), np.float64)
-    except (HeaderDataError, ValueError, OverflowError) as error:
-        raise bad_geometry(path, str(error)) from error
+    with np.errstate(all="ignore"):  # a header of damaged numbers is judged, not warned of
+        header = _header(path, is_packed=is_packed)
+        shape = header.get_data_shape()
+        check_shape(shape, where=path, limits=limits, volume=files.volume)
+        try:
+            slope, inter = header.get_slope_inter()
+            affine = np.asarray(header.get_best_affine(), np.float64)
+        except (HeaderDataError, ValueError, OverflowError) as error:
+            raise bad_geometry(path, str(error)) from error
     offset = header.get_data_offset()
     place = {"packing": "deflate", "skip": offset} if is_packed else {"start": offset}
     block = Block(path, header.get_data_dtype(), shape, volume=files.volume, **place)

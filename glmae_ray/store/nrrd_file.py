@@ -116,9 +116,9 @@ def _fields(file: BinaryIO, where: Place) -> Fields:
     if not kept[0].startswith("NRRD"):
         raise something_else(where, "NRRD")
     for line in itertools.takewhile(bool, lines):
-        word, _, value = line.partition(":")
+        word, _, value = f"{line} ".partition(": ")
         name = _ALIASES.get(word.lower(), word.lower())
-        if name in _USED and not value.startswith("="):
+        if name in _USED:
             # Python, and so pynrrd, reads 1_0 and other scripts' digits as numbers.
             if name not in ("type", "data file") and ("_" in value or not value.isascii()):
                 raise broken(where, f"{name} {value!r}")
@@ -176,6 +176,9 @@ def _affine(fields: Fields, outer: int | None, where: Path) -> NDArray[np.float6
     space, steps = fields["space"], fields.get("space directions")
     if space not in _FACTORS:
         raise bad_geometry(where, f"space {space!r} is none of LPS, RAS and LAS")
+    # Directions in a space that has neither a name nor a dimension: its line was damaged.
+    if steps is not None and not space and "space dimension" not in fields:
+        raise bad_geometry(where, "space directions without a space")
     if steps is None:
         spacings = fields.get("spacings")
         if spacings is None or space:

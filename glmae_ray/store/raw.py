@@ -145,14 +145,17 @@ def _unpacked(file: io.BufferedReader, block: Block) -> io.BufferedReader:
 def _inflated(file: io.BufferedReader, packed_bytes: int | None) -> Iterator[bytes]:
     """What a zlib stream or the members of a gzip file hold; zeros may follow, nothing else.
 
-    Faster than the gzip module by a third: larger parts, and zlib itself checks the sums.
+    Takes 10 to 30 % less time than the gzip module: larger parts, and zlib itself checks the sums.
     """
     decoder, left = zlib.decompressobj(_ZLIB_OR_GZIP), packed_bytes
     while packed := file.read(_PACKED_BYTES if left is None else min(_PACKED_BYTES, left)):
         left = None if left is None else left - len(packed)
         while packed:
             if decoder.eof:
-                decoder, packed = zlib.decompressobj(_GZIP), packed.lstrip(b"\0")
+                packed = packed.lstrip(b"\0")
+                if not packed:
+                    break
+                decoder = zlib.decompressobj(_GZIP)
             yield decoder.decompress(packed, _UNPACKED_BYTES)
             packed = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
     if not decoder.eof:
@@ -172,13 +175,12 @@ def _numbers(file: io.BufferedReader, block: Block) -> Iterator[bytes]:
 
 
 def _parsed(words: list[bytes], block: Block) -> bytes:
-    dtype = block.dtype
+    number = float if block.dtype.kind == "f" else int
     try:
-        if dtype.kind == "f":
-            return np.array([float(word) for word in words], dtype).tobytes()
-        return np.array([int(word) for word in words], dtype).tobytes()
+        with np.errstate(over="ignore"):  # infinity is found among the voxels
+            return np.array([number(word) for word in words], block.dtype).tobytes()
     except (ValueError, OverflowError) as error:
-        raise _damaged(block.path, f"{error}; {dtype.name} is expected") from error
+        raise _damaged(block.path, f"{error}; {block.dtype.name} is expected") from error
 
 
 def _skip(stream: io.BufferedReader, count: int) -> None:

@@ -24,7 +24,7 @@ def header_lines(file: BinaryIO, where: Place) -> Iterator[str]:
     """Lines of a header, printable; afterwards the file stands behind the last one taken.
 
     Raises:
-        ReadError: unreadable, for a header without an end.
+        ReadError: unreadable, for a header without an end or with line ends of two kinds.
     """
     size = 0
     while line := file.readline(_MOST_BYTES):
@@ -32,6 +32,8 @@ def header_lines(file: BinaryIO, where: Place) -> Iterator[str]:
         if size >= _MOST_BYTES:
             raise broken(where, f"a header of more than {_MOST_BYTES} bytes")
         text = line.decode(errors="replace").replace("\t", " ").rstrip(" \r\n")
+        if "\r" in text:
+            raise broken(where, f"a line end within {text[:60]!r}")
         yield "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
@@ -43,7 +45,7 @@ def sibling(name: str, where: Place) -> str:
             make other files of this machine part of a store.
     """
     parts = re.split(r"[/\\]", name)
-    if not name.isprintable() or ".." in parts or not parts[0] or ":" in name:
+    if "\ufffd" in name or ".." in parts or not parts[0] or ":" in name:
         raise broken(where, f"data file {name!r} is not below the header's folder")
     return PurePosixPath(name).as_posix()
 

@@ -241,6 +241,7 @@ def test_stores_that_cannot_be_trained_on_are_one_line(small_store, tmp_path, ca
     document["attributes"]["glmae"]["format"] = 99
     (changed / "zarr.json").write_text(json.dumps(document))
     (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "letter.txt").touch()
     VolumeStore.create(tmp_path / "empty")
     for store, line in (
         (tmp_path / "empty", "has no index.parquet"),

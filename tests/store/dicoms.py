@@ -6,7 +6,9 @@ from pathlib import Path
 import gdcm
 import numpy as np
 from pydicom import Dataset, uid
+from pydicom.dataelem import DataElement
 from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
 
 SHAPE = (11, 14, 7)  # (X, Y, Z): columns, rows, slices
 SPACING = (0.9, 1.1)  # mm between columns, between rows
@@ -113,6 +115,7 @@ def dataset(pixels: np.ndarray, *, bits: int | None = None) -> Dataset:
     one = Dataset()
     one.SOPClassUID, one.Modality = uid.MRImageStorage, "MR"
     one.StudyInstanceUID, one.PatientID = "1.2.826.7", "P-17"
+    one.SeriesInstanceUID, one.SOPInstanceUID = "1.2.826.7.1", "1.2.826.7.1.1"
     one.ImageType = ["ORIGINAL", "PRIMARY", "M"]
     one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
     one.Rows, one.Columns = pixels.shape[-2:]
@@ -134,32 +137,29 @@ def write(one: Dataset, path: Path, *, syntax: str = "explicit") -> Path:
     if syntax == "big_endian":
         kind = np.dtype(f"u{one.BitsAllocated // 8}")
         one["PixelData"].value = np.frombuffer(one.PixelData, kind).byteswap().tobytes()
-    one.save_as(path, enforce_file_format=True)
     if syntax in COMPRESSED:
-        compress(path, COMPRESSED[syntax])
+        _compress(one, path, COMPRESSED[syntax])
+    one.save_as(path, enforce_file_format=True)
     return path
 
 
-def compress(path: Path, syntax: int) -> None:
-    """Rewrite a file with GDCM in a compressed syntax."""
-    reader, change, writer = (
-        gdcm.ImageReader(),
-        gdcm.ImageChangeTransferSyntax(),
-        gdcm.ImageWriter(),
-    )
+def _compress(one: Dataset, path: Path, syntax: int) -> None:
+    """Replace the pixels by what GDCM makes of them; its own writer would rewrite positions."""
+    one.save_as(path, enforce_file_format=True)
+    reader, change = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax()
     reader.SetFileName(str(path))
     assert reader.Read()
     change.SetInput(reader.GetImage())
     change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
     assert change.Change()
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    writer.SetFileName(str(path))
-    assert writer.Write()
+    parts = change.GetOutput().GetDataElement().GetSequenceOfFragments()
+    values = [parts.GetFragment(n).GetByteValue() for n in range(parts.GetNumberOfFragments())]
+    frames = [value.GetBuffer().encode("utf-8", "surrogateescape") for value in values]
+    one["PixelData"] = DataElement("PixelData", "OB", encapsulate(frames))
+    one["PixelData"].is_undefined_length = True
+    one.file_meta.TransferSyntaxUID = gdcm.TransferSyntax(syntax).GetString()
 
 
-def _pixel_element(pixels: np.ndarray):
-    from pydicom.dataelem import DataElement
-
+def _pixel_element(pixels: np.ndarray) -> DataElement:
     raw = np.ascontiguousarray(pixels).tobytes()
     return DataElement("PixelData", "OW", raw + b"\0" * (len(raw) % 2))

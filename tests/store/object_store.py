@@ -24,7 +24,10 @@ from s3fs import S3FileSystem
 
 __all__ = ["bucket", "proxy", "s3_server"]
 
-_STATUS = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied"}
+_STATUS = {
+    status: f"<Error><Code>{code}</Code><Message>planned</Message></Error>".encode()
+    for status, code in (("500", "InternalError"), ("503", "SlowDown"), ("403", "AccessDenied"))
+} | {"404": b"<html>as from a server of web pages</html>"}
 _numbers = itertools.count(1)
 
 
@@ -100,8 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in ("drop", "stall"):
             self.close_connection = True
         elif fault in _STATUS:
-            text = f"<Error><Code>{_STATUS[fault]}</Code><Message>planned</Message></Error>"
-            self._answer(int(fault), [("Content-Type", "application/xml")], text.encode())
+            self._answer(int(fault), [("Content-Type", "application/xml")], _STATUS[fault])
         else:
             self._pass_on(body, fault)
 

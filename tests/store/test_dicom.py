@@ -1,16 +1,18 @@
 """DICOM: every syntax gives the same voxels, geometry is exact, and what does not fit says why."""
 
+import contextlib
 import hashlib
 import shutil
-import warnings
+import traceback
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom import Dataset, uid
+from pydicom import Dataset, config, uid
 from pydicom.data import get_testdata_file
+from pydicom.datadict import DicomDictionary
 from upath import UPath
 
 from glmae_ray.store.dicom import read_dicom
@@ -61,6 +63,8 @@ def sample(name):
 def test_every_transfer_syntax_gives_the_voxels_that_were_written(tmp_path, syntax, dtype, bits):
     data = dicoms.voxels(dtype=np.int32) % 2**bits
     data = (data - (2 ** (bits - 1) if dtype[0] == "i" else 0)).astype(dtype)
+    if (syntax, dtype) == ("jpeg_2000", "u1"):
+        data = dicoms.voxels((64, 48, 5), dtype=np.uint8)  # GDCM's encoder overruns on smaller ones
     paths = write_series(tmp_path, data, syntax=syntax, bits=bits)
     if (syntax, dtype) == ("big_endian", "u1"):
         assert "big-endian words" in error_of(paths).message
@@ -103,7 +107,9 @@ def test_files_of_other_makers_agree_with_simpleitk(name):
     np.testing.assert_array_equal(scan.voxels.T, sitk.GetArrayFromImage(image))
     lps = np.diag([-1, -1, 1]) @ scan.affine[:3]
     np.testing.assert_allclose(lps[:, 3], image.GetOrigin(), atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(lps[:, :2], axis=0), image.GetSpacing()[:2])
+    np.testing.assert_allclose(
+        np.linalg.norm(lps[:, :2], axis=0), image.GetSpacing()[:2], rtol=1e-4
+    )
 
 
 def test_integer_rescaling_stays_int16_at_the_price_of_nothing(tmp_path):
@@ -138,7 +144,7 @@ def test_integers_are_exact_at_the_ends_of_their_range(tmp_path, dtype, slope, i
 
 
 def test_slices_with_slopes_of_their_own_are_exact_to_float32_as_in_pet(tmp_path):
-    slopes = [0.731 + 0.011 * z for z in range(dicoms.SHAPE[2])]
+    slopes = [round(0.731 + 0.011 * z, 3) for z in range(dicoms.SHAPE[2])]
 
     def change(one, z):
         one.RescaleSlope, one.RescaleIntercept, one.Modality = str(slopes[z]), "0", "PT"
@@ -472,16 +478,24 @@ def test_a_syntax_without_decoder_is_named(tmp_path):
     assert "High-Throughput JPEG 2000" in error.message
 
 
-def test_odd_values_warn_nobody(tmp_path, capfd, caplog):
-    tags = {"PatientBirthDate": "not a date", "KVP": "120 kV", "StudyTime": "25:61"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom warns of what the test writes
-        paths = write_series(tmp_path, change=set_on(None, **{"PatientBirthDate": "x"}))
-        raw = paths[0].read_bytes()
-    assert tags
-    paths[0].write_bytes(raw.replace(b"1.2.826.7.1", b"1.2.826.7.x"))
+def test_damage_that_only_libjpeg_complains_of_is_found(tmp_path):
+    paths = write_series(tmp_path, syntax="jpeg_lossless")
+    raw = paths[3].read_bytes()
+    paths[3].write_bytes(raw[:-100] + b"\xff\xfe" + raw[-98:])
+    assert error_of(paths).reason == "unreadable"
+
+
+def test_odd_values_and_damage_warn_nobody(tmp_path, capfd, caplog):
+    tags = {"PatientBirthDate": "some day", "KVP": "120", "ImageType": "A\\lower case"}
+    with config.disable_value_validation():
+        paths = write_series(tmp_path, change=set_on(None, **tags), syntax="jpeg_lossless")
     read(paths)
     header_of(paths[0])
+    raw = paths[3].read_bytes()
+    for place in range(len(raw) - 200, len(raw), 7):
+        paths[3].write_bytes(raw[:place] + b"\xff" + raw[place + 1 :])
+        with contextlib.suppress(ReadError):
+            read(paths)
     out = capfd.readouterr()
     assert (out.out, out.err, caplog.records) == ("", "", [])
 
@@ -495,9 +509,10 @@ def test_slices_of_a_volume_share_a_series_and_noise_does_not_split(tmp_path):
         one.ImageOrientationPatient = [float(n) + noise for n in one.ImageOrientationPatient]
         one.PixelSpacing = [1.1 + noise, 0.9]
 
-    headers = {header_of(path) for path in write_series(tmp_path, change=change)}
-    assert len(headers) == 1
-    assert headers.pop().modality == "MR"
+    headers = [header_of(path) for path in write_series(tmp_path, change=change)]
+    assert len({(header.series, header.subject) for header in headers}) == 1
+    assert len({header.instance for header in headers}) == len(headers)
+    assert headers[0].modality == "MR"
 
 
 def test_zeros_of_either_sign_are_one_orientation(tmp_path):
@@ -585,48 +600,57 @@ def test_a_remote_header_is_the_local_one(tmp_path):
 # --- nothing that identifies a person
 
 
-def canary_file(path, *, in_codes):
-    """A slice whose every text attribute of the standard holds a canary."""
-    from pydicom.datadict import DicomDictionary
-
-    canary = "Canary^Jane"
+def canary_file(path, *, numbers=(), codes=False):
+    """A slice with a canary in every text attribute of the standard, and in the named numbers."""
+    needed = {
+        "PhotometricInterpretation",
+        "SpecificCharacterSet",
+        "ImageOrientationPatient",
+        "ImagePositionPatient",
+        "PixelSpacing",
+        "SpacingBetweenSlices",
+        "RescaleSlope",
+        "RescaleIntercept",
+        "NumberOfFrames",
+    }
     one = dicoms.dataset(dicoms.voxels()[:, :, 0].T)
-    keep = {"ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "RescaleSlope"}
-    keep |= {"RescaleIntercept", "PhotometricInterpretation", "SpecificCharacterSet"}
+    one.ImageOrientationPatient, one.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 0]
+    one.PixelSpacing, one.SpacingBetweenSlices = [1, 1], 3
     texts = ("LO", "SH", "PN", "LT", "ST", "UT", "UC", "AE", "AS", "DA", "TM", "DT", "UR")
-    kinds = (*texts, "CS", "DS", "IS") if in_codes else texts
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom warns of such values
-        for tag, (vr, multiple, *_, keyword) in DicomDictionary.items():
-            if vr in kinds and tag >> 16 not in (0, 2) and keyword not in keep:
-                count = 1 if multiple.startswith("1") else int(multiple[0])
-                raw = pydicom.DataElement(tag, "LO", "\\".join([canary] * count))
-                one[tag] = pydicom.DataElement(tag, "UN", raw.value and str(canary).encode())
-        one.NumberOfFrames = None
-        one.SeriesInstanceUID, one.SOPInstanceUID = "1.2.99.77", "1.2.99.77.1"
-        one.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        one.ImagePositionPatient, one.PixelSpacing = [0, 0, 0], [1, 1]
-        one.SliceThickness = 3
-        one.private_block(0x0009, canary, create=True).add_new(1, "LO", canary)
-        return dicoms.write(one, path, syntax="implicit")
+    kinds = (*texts, "CS", "DS", "IS") if codes else texts
+    with config.disable_value_validation():
+        for tag, (vr, *_, keyword) in DicomDictionary.items():
+            if (vr in kinds and tag >> 16 > 2 and keyword not in needed) or keyword in numbers:
+                one[tag] = pydicom.DataElement(tag, vr, "12345678")
+        one.private_block(0x0009, "12345678", create=True).add_new(1, "LO", "12345678")
+        dicoms.write(one, path, syntax="implicit")
+    path.write_bytes(path.read_bytes().replace(b"12345678", b"Canary^J"))
+    return path
 
 
-@pytest.mark.parametrize("in_codes", [False, True])
-def test_no_text_of_a_person_leaves_the_reader(tmp_path, in_codes):
-    path = canary_file(tmp_path / "a.dcm", in_codes=in_codes)
+@pytest.mark.parametrize("codes", [False, True])
+def test_no_text_of_a_person_leaves_the_reader(tmp_path, codes):
+    path = canary_file(tmp_path / "a.dcm", codes=codes)
     assert path.read_bytes().count(b"Canary") > 500
-    said = [repr(header_of(path)), repr(read([path]))]
-    for tag in ("ImagePositionPatient", "PixelSpacing", "BitsAllocated", "Rows", "RescaleSlope"):
-        one = pydicom.dcmread(path)
-        one[tag] = pydicom.DataElement(tag, "UN", b"Canary^Jane")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            one.save_as(tmp_path / "b.dcm")
-        error = error_of([tmp_path / "b.dcm"])
-        said.append(repr(error))
-        assert error.__cause__ is None
-    assert "canary" not in "".join(said).lower()
-    assert "1.2.99.77" not in "".join(said)
+    said = repr(header_of(path)) + repr(read([path]))
+    assert "canary" not in said.lower()
+    assert "1.2.826" not in said
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    ["ImagePositionPatient", "PixelSpacing", "RescaleSlope", "NumberOfFrames", "InstanceNumber"],
+)
+def test_messages_do_not_quote_values(tmp_path, keyword):
+    path = canary_file(tmp_path / "a.dcm", numbers=(keyword,), codes=True)
+    said = ""
+    for job in (header_of, lambda path: read([path])):
+        try:
+            job(path)
+        except ReadError as error:
+            said += "".join(traceback.format_exception(error))
+    assert "ReadError" in said or keyword == "InstanceNumber"
+    assert "anary" not in said
 
 
 def test_technical_facts_that_all_slices_share_are_kept(tmp_path):
@@ -636,8 +660,7 @@ def test_technical_facts_that_all_slices_share_are_kept(tmp_path):
         one.PatientName, one.InstitutionName = "Canary^Jane", "Canary Clinic"
         one.BodyPartExamined = "Canary of Jane"
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the value of BodyPartExamined
+    with config.disable_value_validation():
         paths = write_series(tmp_path, change=change)
     assert read(paths).acquisition == {
         "ImageType": "ORIGINAL\\PRIMARY\\M",

