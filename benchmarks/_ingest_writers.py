@@ -10,6 +10,7 @@ import math
 import pickle
 import shutil
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,20 +88,12 @@ def nnssl(pending: Pending, *, folder: Path, dtype: str) -> float:
 
 def monai(pending: Pending, *, folder: Path) -> float:
     """Let MONAI's PersistentDataset fill its cache with an image on canonical axes."""
-    import torch
     from monai.data import PersistentDataset
-    from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 
-    torch.set_num_threads(1)
-    steps = [
-        LoadImaged("image"),
-        EnsureChannelFirstd("image"),
-        Orientationd("image", axcodes="RAS", labels=None),
-    ]
-    cache = folder / pending.item.case_id
-    shutil.rmtree(cache, ignore_errors=True)
+    steps, target = _monai_steps(), folder / pending.item.case_id
+    shutil.rmtree(target, ignore_errors=True)
     begin = time.perf_counter()
-    data: Any = PersistentDataset([{"image": _image(pending)}], Compose(steps), cache_dir=cache)
+    data: Any = PersistentDataset([{"image": _image(pending)}], steps, cache_dir=target)
     data[0]
     return time.perf_counter() - begin
 
@@ -124,6 +117,16 @@ def blosc2_blocks(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...
         axis = min(open_axes, key=lambda n: chunk[n] / block[n])
         chunk[axis] = min(chunk[axis] + block[axis], shape[axis])
     return tuple(block), tuple(chunk)
+
+
+@cache
+def _monai_steps() -> Any:
+    import torch
+    from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
+
+    torch.set_num_threads(1)
+    channel, turn = EnsureChannelFirstd("image"), Orientationd("image", axcodes="RAS", labels=None)
+    return Compose([LoadImaged("image"), channel, turn])
 
 
 def _image(pending: Pending) -> str:

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from benchmarks._ingest_job import run_job
 from benchmarks._ingest_volumes import VolumeSet, huge_volume, large_volumes, small_volumes
 from benchmarks._ingest_writers import decode, monai, nnssl, ours, pending_cases
@@ -171,7 +170,7 @@ def _workers(volumes: VolumeSet, scratch: Path) -> Found:
     rows: list[Row] = [
         {
             "volumes": volumes.name,
-            "what": f"glmae ingest, {workers} workers",
+            "what": f"glmae ingest, workers: {workers}",
             "cases": results[0]["cases"],
             "cases a second": spread([r["cases_per_s"] for r in results], digits=2),
             "Ray starts, s": spread([r["ray_start_s"] for r in results], digits=2),
@@ -188,7 +187,7 @@ def _memory(scratch: Path) -> Found:
     """The job on one volume of 512^3 int16, 256 MiB."""
     volumes = huge_volume(scratch)
     peak_mb = run_job(volumes.folder, scratch / "job-huge", workers=1, watch=True)["peak_mb"]
-    row = {"volumes": volumes.name, "what": "glmae ingest, 1 worker", "cases": 1}
+    row = {"volumes": volumes.name, "what": "glmae ingest, workers: 1", "cases": 1}
     what = "512^3 int16: own memory of a worker / (4 volumes + 400 MiB)"
     return Found([row | {"worker's peak, MiB": round(peak_mb)}], {what: peak_mb / _MOST_MB})
 

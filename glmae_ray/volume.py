@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from nibabel import orientations
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
@@ -64,14 +64,32 @@ def spacing_of(affine: NDArray[np.float64]) -> Spacing:
     return first, second, third
 
 
-def to_canonical(voxels: NDArray[Any], source_affine: NDArray[np.float64]) -> NDArray[Any]:
+def to_canonical(
+    voxels: NDArray[Any], source_affine: NDArray[np.float64], *, dtype: DTypeLike | None = None
+) -> NDArray[Any]:
     """Turn voxels (X, Y, Z) in file axes into a contiguous canonical (Z, Y, X) array.
 
     Axes are swapped and flipped, never resampled: an oblique scan stays oblique, and its axes
     take the names of the patient directions that they are closest to.
+
+    Args:
+        voxels: In file axes.
+        source_affine: (4, 4), file index (x, y, z, 1) to RAS+ mm.
+        dtype: Of the result; None: that of the voxels.
     """
     moves = orientations.io_orientation(source_affine)
-    return np.ascontiguousarray(orientations.apply_orientation(voxels, moves).transpose(2, 1, 0))
+    turned = orientations.apply_orientation(voxels, moves).transpose(2, 1, 0)
+    wanted = turned.dtype if dtype is None else np.dtype(dtype)
+    if turned.flags.c_contiguous and turned.dtype == wanted:
+        return turned
+    array = np.empty(turned.shape, wanted)
+    # Slab by slab along the file's slowest axis: up to half the time of one strided copy.
+    slowest = int(np.argmax(np.abs(turned.strides)))
+    for slab, part in zip(
+        np.moveaxis(array, slowest, 0), np.moveaxis(turned, slowest, 0), strict=True
+    ):
+        slab[...] = part
+    return array
 
 
 def canonical_affine(

@@ -13,9 +13,9 @@ import yaml
 
 from glmae_ray.cli import VERBS, main
 from glmae_ray.config import PRESETS, LossConfig, PretrainConfig
+from glmae_ray.config_loading import load
 from glmae_ray.config_store import IngestConfig
 from glmae_ray.errors import UserError
-from glmae_ray.config_loading import load
 from tests.conftest import tiny_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*/*.yaml"))

@@ -15,9 +15,9 @@ from glmae_ray.paths import (
     publish,
     read_file,
     remove_folder,
-    s3_server,
     to_place,
 )
+from glmae_ray.s3 import server
 
 
 def test_a_url_keeps_its_name_and_a_path_becomes_absolute(tmp_path, monkeypatch):
@@ -42,10 +42,10 @@ def test_the_endpoint_of_s3_alone_wins_and_must_be_a_url(monkeypatch):
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://one:9000")
-    assert s3_server() == ("http://one:9000", "us-east-1")
+    assert server() == ("http://one:9000", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://two")
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
-    assert s3_server() == ("https://two", "eu-west-1")
+    assert server() == ("https://two", "eu-west-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "two:9000")
     with pytest.raises(UserError, match="AWS_ENDPOINT_URL: two:9000 does not start with http"):
         to_place("s3://bucket/a")

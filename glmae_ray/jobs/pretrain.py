@@ -14,7 +14,7 @@ from typing import Any
 from glmae_ray.config import PretrainConfig
 from glmae_ray.errors import UserError
 from glmae_ray.jobs.ray_session import ray_session
-from glmae_ray.paths import UNFINISHED, publish
+from glmae_ray.paths import UNFINISHED, is_url, publish, to_place
 from glmae_ray.store.index import VolumeIndex
 from glmae_ray.store.zarr_store import VolumeStore
 from glmae_ray.tracking import progress, summarise
@@ -40,7 +40,11 @@ def run(cfg: PretrainConfig) -> None:
     Raises:
         UserError: Store, run folder or cluster do not fit the config; nothing was written.
     """
-    cfg = cfg.model_copy(update={"store": _absolute(cfg.store), "run": _absolute(cfg.run)})
+    if is_url(cfg.run):
+        raise UserError(f"run: {cfg.run} is a URL; run folders are local or shared so far")
+    # Ray's workers run in another directory.
+    places = {name: str(to_place(getattr(cfg, name))) for name in ("store", "run")}
+    cfg = cfg.model_copy(update=places)
     folder = Path(cfg.run)
     fingerprint = _check_store(cfg)
     if _check_run(cfg, folder, fingerprint):
@@ -77,13 +81,6 @@ def allot(cfg: PretrainConfig) -> Allotment:
             f"are {workers * each + 1:g} CPUs; the cluster has {cpus:g}"
         )
     return Allotment(gpu, each)
-
-
-def _absolute(path: str) -> str:
-    # Ray's workers run in another directory.
-    if "://" in path:
-        raise UserError(f"{path}: is a URL; store and run are local or shared folders so far")
-    return str(Path(path).expanduser().absolute())
 
 
 def _check_store(cfg: PretrainConfig) -> str:

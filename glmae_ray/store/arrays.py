@@ -11,7 +11,8 @@ from typing import Any
 import tensorstore as ts
 
 from glmae_ray.errors import UserError
-from glmae_ray.paths import CONNECT_S, SILENCE_S, TRIES, Place, s3_server
+from glmae_ray.paths import Place
+from glmae_ray.s3 import CONNECT_S, SILENCE_S, TRIES, server
 
 # Of tensorstore: what stays wrong however often it is tried is not among them.
 _FAILURES = ("ABORTED", "DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
@@ -38,7 +39,7 @@ def kvstore(place: Place) -> dict[str, Any]:
     """The folder of an array, as tensorstore names it."""
     if isinstance(place, Path):
         return {"driver": "file", "path": f"{place}/"}
-    endpoint, region = s3_server()
+    endpoint, region = server()
     bucket, _, folder = place.path.partition("/")
     spec = {
         "driver": "s3",
@@ -53,7 +54,7 @@ def kvstore(place: Place) -> dict[str, Any]:
 
 
 @contextmanager
-def plain_errors(place: Place) -> Iterator[None]:
+def array_errors(place: Place) -> Iterator[None]:
     """Turn tensorstore's ValueErrors, the same for all that can go wrong, into Python's kinds.
 
     Raises:

@@ -1,8 +1,9 @@
 """Read the frames of a DICOM file as they are stored, uncompressed or through a decoder.
 
 Uncompressed pixels are read straight into an array. Compressed ones go through pydicom with GDCM
-(JPEG, JPEG-LS, JPEG 2000) or its own RLE decoder, after their own header has been compared with
-the file's: GDCM writes past its buffers where the two disagree.
+(JPEG, JPEG-LS, JPEG 2000), after their own header has been compared with the file's: GDCM writes
+past its buffers where the two disagree. RLE is decoded here, for pydicom's decoder lets runs end
+before their length.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import contextlib
 import os
 import struct
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -90,45 +90,72 @@ def _inflated(pixels: Pixels, wanted: Sequence[int]) -> Iterator[NDArray[Any]]:
 
 
 def _decoded(pixels: Pixels, wanted: Sequence[int]) -> Iterator[NDArray[Any]]:
-    path, is_rle = pixels.path, pixels.syntax == RLELossless
+    path = pixels.path
     data = path.read_bytes()[pixels.offset :]
     _check_syntax(pixels)
+    decode = _rle if pixels.syntax == RLELossless else _gdcm
     with guarded(path):
         frames = list(generate_frames(_whole(data, path), number_of_frames=pixels.frames))
         if len(frames) != pixels.frames:
             raise truncated(path)
     for index in wanted:
         with guarded(path):
-            if not is_rle:
-                _check_codestream(frames[index], pixels)
-            array = _decode(frames[index], pixels, "pydicom" if is_rle else "gdcm")
+            array = decode(frames[index], pixels)
         yield array
 
 
-def _decode(frame: bytes, pixels: Pixels, plugin: str) -> NDArray[Any]:
-    with _stderr() as printed, warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        array, _ = get_decoder(pixels.syntax).as_array(
-            encapsulate([frame], has_bot=False),
-            raw=True,
-            index=0,
-            decoding_plugin=plugin,
-            rows=pixels.rows,
-            columns=pixels.columns,
-            number_of_frames=1,
-            samples_per_pixel=1,
-            bits_allocated=pixels.allocated,
-            bits_stored=pixels.stored,
-            pixel_representation=int(pixels.is_signed),
-            photometric_interpretation="MONOCHROME2",
-            pixel_keyword="PixelData",
-        )
+def _gdcm(frame: bytes, pixels: Pixels) -> NDArray[Any]:
+    _check_codestream(frame, pixels)
+    options: Any = {
+        "rows": pixels.rows,
+        "columns": pixels.columns,
+        "number_of_frames": 1,
+        "samples_per_pixel": 1,
+        "bits_allocated": pixels.allocated,
+        "bits_stored": pixels.stored,
+        "pixel_representation": int(pixels.is_signed),
+        "photometric_interpretation": "MONOCHROME2",
+        "pixel_keyword": "PixelData",
+    }
+    source = encapsulate([frame], has_bot=False)
+    decoder = get_decoder(pixels.syntax)
+    with _stderr() as printed:
+        array, _ = decoder.as_array(source, raw=True, index=0, decoding_plugin="gdcm", **options)
         printed.seek(0)
-        # "Corrupt JPEG data", "Premature end of JPEG file", "... RLE segment contains ..."
-        is_damaged = b"JPEG" in printed.read() or any("RLE" in str(w.message) for w in warned)
-    if is_damaged:
-        raise ReadError("unreadable", f"{pixels.path}: damaged compressed pixels; copy it again")
+        if b"JPEG" in printed.read():  # "Corrupt JPEG data", "Premature end of JPEG file"
+            raise _damaged(pixels.path)
     return array
+
+
+def _rle(frame: bytes, pixels: Pixels) -> NDArray[Any]:
+    """Decode one frame by PS3.5 annex G: a segment for each byte of a pixel, the highest first."""
+    width, size = pixels.dtype.itemsize, pixels.rows * pixels.columns
+    count, *starts = struct.unpack("<16L", frame[:64])
+    if count != width:
+        raise _damaged(pixels.path)
+    ends = [*starts[1:width], len(frame)]
+    planes = np.empty((size, width), np.uint8)
+    for plane, start, end in zip(planes.T, starts, ends, strict=False):
+        plane[:] = np.frombuffer(_unpacked(frame[start:end], size, pixels.path), np.uint8)
+    big_endian = planes.view(pixels.dtype.newbyteorder(">")).reshape(pixels.rows, pixels.columns)
+    return big_endian.astype(pixels.dtype)
+
+
+def _unpacked(segment: bytes, size: int, path: Path) -> bytearray:
+    unpacked, position = bytearray(), 0
+    while len(unpacked) < size:
+        length = segment[position] + 1
+        if length <= 128:
+            unpacked += segment[position + 1 : position + 1 + length]
+            position += 1 + length
+        elif length > 129:  # 129 is padding
+            unpacked += segment[position + 1 : position + 2] * (258 - length)
+            position += 2
+        else:
+            position += 1
+    if len(unpacked) != size or position > len(segment):
+        raise _damaged(path)
+    return unpacked
 
 
 @contextlib.contextmanager
@@ -162,8 +189,12 @@ def _whole(data: bytes, path: Path) -> bytes:
     if position + 8 > len(data):
         raise truncated(path)
     if data[position : position + 4] != _DELIMITER:
-        raise ReadError("unreadable", f"{path}: damaged compressed pixels; copy it again")
+        raise _damaged(path)
     return data[: position + 8]
+
+
+def _damaged(path: Path) -> ReadError:
+    return ReadError("unreadable", f"{path}: damaged compressed pixels; copy it again")
 
 
 def _check_codestream(frame: bytes, pixels: Pixels) -> None:

@@ -87,7 +87,7 @@ def read_slice_header(place: Path | UPath, *, salt: bytes) -> SliceHeader:
         ReadError: not_an_image, truncated or unreadable.
         OSError: The system cannot read it.
     """
-    options = {} if isinstance(place, Path) else {"block_size": _HEADER_BLOCK}
+    options: Any = {} if isinstance(place, Path) else {"block_size": _HEADER_BLOCK}
     with place.open("rb", **options) as stream:
         header = parse(cast(BinaryIO, stream), place, _SERIES_KEYWORDS, _is_past_spacing)
     check_is_image(header, place)
@@ -104,7 +104,7 @@ def read_slice_header(place: Path | UPath, *, salt: bytes) -> SliceHeader:
             _hash(salt, "volume", series, *_separators(header)),
             _hash(salt, *subject),
             code(header, "Modality"),
-            _hash(salt, "instance", text(header, "SOPInstanceUID"))[:16],
+            _hash(salt, "instance", text(header, "SOPInstanceUID") or str(place))[:16],
         )
 
 

@@ -35,9 +35,6 @@ PIXEL_KEYWORDS = (
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # float, double and integer pixels
 _LONG_VRS = ("OB", "OW", "OF", "OD", "OV", "UN", "UT")  # their elements have 12 bytes before them
 _UNDEFINED = 0xFFFFFFFF
-_HUFFMAN, _SCAN, _JPEG_LS = 0xC4, 0xDA, 0xF7  # JPEG segments: tables, pixels, shape of JPEG-LS
-_NO_SHAPE = (_HUFFMAN, 0xC8, 0xCC)  # of the others that begin with C
-_ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
 
 class Pixels(NamedTuple):
@@ -51,7 +48,7 @@ class Pixels(NamedTuple):
     allocated: int  # bits of a pixel: 8, 16 or 32
     stored: int  # how many of them count
     is_signed: bool
-    offset: int  # of the pixels in the file
+    offset: int  # of the pixels in the file; 0 where all of it is deflated
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -119,16 +116,17 @@ def _described(header: Dataset, path: Path, offset: int) -> Pixels:
     if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or high != stored - 1:
         bits = f"{allocated} bits allocated, {stored} stored, the highest is {high}"
         raise ReadError("unreadable", f"{path}: {bits}; repair the header")
+    syntax = UID(header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian))
     pixels = Pixels(
         path,
-        UID(header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)),
+        syntax,
         int(header.Rows),
         int(header.Columns),
         int(header.get("NumberOfFrames") or 1),
         allocated,
         stored,
         bool(int(header.PixelRepresentation)),
-        offset,
+        0 if syntax == DeflatedExplicitVRLittleEndian else offset,
     )
     if min(pixels.rows, pixels.columns, pixels.frames) < 1:
         raise ReadError("unreadable", f"{path}: no rows, columns or frames; repair the header")

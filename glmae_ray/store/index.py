@@ -100,13 +100,15 @@ class VolumeIndex:
         return cls(pa.Table.from_pylist([_with_pairs(row) for row in ordered], schema=SCHEMA))
 
     @classmethod
-    def read(cls, store_path: str | Place) -> VolumeIndex:
-        """Read the index of a store.
+    def read(cls, store_path: str | Place, *, missing_ok: bool = False) -> VolumeIndex:
+        """Read the index of a store; with `missing_ok`, one that is not there yet has no cases.
 
         Raises:
             UserError: There is no index yet, or no store.
         """
         rows = _read_table(to_place(store_path) / _INDEX, SCHEMA)
+        if rows is None and missing_ok:
+            return cls.from_records([])
         if rows is None:
             raise UserError(f"store: {store_path} has no {_INDEX}; `glmae ingest` makes it")
         return cls(rows)

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from glmae_ray.errors import UserError
 from glmae_ray.paths import is_url, to_place
 from glmae_ray.store.accounts import file_rows
 from glmae_ray.store.fetching import local_files
@@ -195,10 +194,8 @@ def _is_there(source: str) -> bool:
 
 def _stored_rows(store: VolumeStore) -> dict[str, Row]:
     """Rows of the published cases: from the index, else (a killed job) from the case itself."""
-    try:
-        known = {row["case_id"]: row for row in VolumeIndex.read(store.path).records()}
-    except UserError:
-        known = {}
+    index = VolumeIndex.read(store.path, missing_ok=True)
+    known = {row["case_id"]: row for row in index.records()}
     return {case_id: known.get(case_id) or store.record(case_id) for case_id in store.cases()}
 
 

@@ -119,14 +119,7 @@ def _fields(file: BinaryIO, where: Place) -> Fields:
         word, _, value = f"{line} ".partition(": ")
         name = _ALIASES.get(word.lower(), word.lower())
         if name in _USED:
-            # Python, and so pynrrd, reads 1_0 and other scripts' digits as numbers.
-            if name not in ("type", "data file") and ("_" in value or not value.isascii()):
-                raise broken(where, f"{name} {value!r}")
-            if name == "sizes":  # pynrrd would cut 9.7 down to 9
-                integers(value, len(value.split()), name, where)
-            # pynrrd takes no spaces inside a vector.
-            value = re.sub(r"\([^)]*\)", lambda v: re.sub(r"\s*([(,)])\s*", r"\1", v[0]), value)
-            kept.append(f"{name}: {value}")
+            kept.append(f"{name}: {_for_pynrrd(name, value, where)}")
         elif name not in _UNUSED and not line.startswith("#") and ":=" not in line:
             raise broken(where, f"unknown field {line[:60]!r}")
     try:
@@ -135,6 +128,19 @@ def _fields(file: BinaryIO, where: Place) -> Fields:
     except Exception as error:  # pynrrd raises whatever the damage leads to
         raise broken(where, f"{type(error).__name__}: {error}") from error
     return _checked(fields, where)
+
+
+def _for_pynrrd(name: str, value: str, where: Place) -> str:
+    """A value that pynrrd neither takes for another nor stumbles over."""
+    if name in ("type", "data file"):
+        return value
+    # Python reads 1_0 and other scripts' digits as numbers, and pynrrd cuts a size of 9.7 down.
+    if "_" in value or not value.isascii():
+        raise broken(where, f"{name} {value!r}")
+    if name == "sizes":
+        integers(value, len(value.split()), name, where)
+    # Spaces inside a vector are allowed, but not by pynrrd.
+    return re.sub(r"\([^)]*\)", lambda found: re.sub(r" *([(,)]) *", r"\1", found[0]), value)
 
 
 def _checked(fields: Fields, where: Place) -> Fields:

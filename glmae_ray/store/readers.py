@@ -154,8 +154,7 @@ def _read(files: ImageFiles, limits: Limits, *, fill: bool = False) -> _Placed:
         raise ReadError("unreadable", f"{where}: {reason}; restore it") from error
     _check_geometry(scan, path)
     voxels, filled = _filled(scan.voxels) if fill else (scan.voxels, 0)
-    kind = _stored_as(voxels, path)
-    array = to_canonical(voxels.astype(kind, copy=False), scan.affine)
+    array = to_canonical(voxels, scan.affine, dtype=_stored_as(voxels, path))
     affine = canonical_affine(scan.affine, source_shape=scan.shape)
     return _Placed(array, affine, scan.affine, scan.shape, *scan[2:], filled)
 

@@ -166,9 +166,7 @@ class _Finder:
                 is_named_by_content=True,
             )
 
-    def _without_copies(
-        self, series: Mapping[str, list[str]]
-    ) -> Iterator[tuple[str, list[str]]]:
+    def _without_copies(self, series: Mapping[str, list[str]]) -> Iterator[tuple[str, list[str]]]:
         """Each series with its files; one that lies in several folders as copies, once a folder."""
         for key, places in series.items():
             folders: dict[str, list[str]] = defaultdict(list)

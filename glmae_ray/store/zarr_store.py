@@ -29,11 +29,11 @@ from glmae_ray.paths import (
     to_place,
 )
 from glmae_ray.store import layout
-from glmae_ray.store.arrays import all_done, kvstore, make_arrays, make_context, plain_errors
+from glmae_ray.store.arrays import all_done, array_errors, kvstore, make_arrays, make_context
 from glmae_ray.store.layout import pyramid_factors
 from glmae_ray.volume import Shape, Volume
 
-FORMAT = 1  # of the store; goes up when an older reader would go wrong
+FORMAT = 2  # of the store; goes up when an older reader would go wrong
 
 Box = Sequence[Sequence[int]]  # ((z0, y0, x0), (z1, y1, x1)), end exclusive
 Request = tuple[str, int, Box | None]  # case id, level, box in voxels of that level
@@ -182,7 +182,7 @@ class VolumeStore:
         names = [f"{case}/image/{level}" for case, level, _ in requests]
         for name in names:
             self._opened(name)  # all opening at once
-        with plain_errors(self.path):
+        with array_errors(self.path):
             reads = [
                 self._array(name)[_slices(box)].read()
                 for name, (_, _, box) in zip(names, requests, strict=True)
@@ -191,7 +191,7 @@ class VolumeStore:
 
     def read_label(self, case_id: str, name: str) -> NDArray[Any]:
         """Label map (Z, Y, X) on the grid of level 0; a KeyError where the case has none."""
-        with plain_errors(self.path):
+        with array_errors(self.path):
             return self._array(f"{case_id}/labels/{name}/0").read().result()
 
     def cases(self) -> list[str]:
@@ -237,7 +237,7 @@ class VolumeStore:
 
     def _array(self, name: str) -> ts.TensorStore:
         try:
-            with plain_errors(self.path):
+            with array_errors(self.path):
                 return self._opened(name).result()
         except FileNotFoundError:
             self._opened.cache_clear()  # the case may be published later
@@ -256,7 +256,7 @@ class VolumeStore:
             }
             for name, (array, fill_value) in arrays.items()
         ]
-        with plain_errors(self.path):
+        with array_errors(self.path):
             handles = make_arrays(specs, self._context)
             voxels = (array for array, _ in arrays.values())
             all_done([h.write(array) for h, array in zip(handles, voxels, strict=True)])

@@ -11,6 +11,7 @@ from glmae_ray.paths import to_place
 from glmae_ray.store.index import VolumeIndex, read_files
 from glmae_ray.store.zarr_store import VolumeStore
 from glmae_ray.volume import to_source_axes
+from tests.conftest import TINY
 from tests.store import dicoms, scans
 from tests.store.scans import write_nifti
 
@@ -72,6 +73,16 @@ def test_a_glob_and_a_manifest_work_in_a_bucket(archive, bucket):
     run = glmae("ingest", f"source={archive}/p[01].*", f"store={bucket}/b")
     assert run.returncode == 0, run.stderr
     assert VolumeIndex.read(f"{bucket}/b").case_ids() == ["p0", "p1"]
+
+
+def test_training_reads_its_views_from_a_bucket(archive, bucket, tmp_path):
+    words = ["store=" + f"{bucket}/store", "splits=[1,0,0]"]
+    assert glmae("ingest", f"source={archive}/*.nii.gz", *words).returncode == 0
+    run = tmp_path / "run"
+    train = glmae("pretrain", *TINY, f"store={bucket}/store", f"run={run}", "steps=2")
+    assert train.returncode == 0, train.stderr
+    assert json.loads((run / "summary.json").read_text())["steps"] == 2
+    assert json.loads((run / "config.json").read_text())["store"] == f"{bucket}/store"
 
 
 @pytest.mark.parametrize("words", [("source=s3://no-such-bucket/x",), ("source={archive}/none",)])

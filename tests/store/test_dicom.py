@@ -267,9 +267,10 @@ def test_a_copied_file_counts_once(tmp_path):
     np.testing.assert_array_equal(read([*paths, copy]).voxels, dicoms.voxels())
 
 
-def test_the_same_instance_with_other_pixels_is_bad_geometry(tmp_path):
-    paths = write_series(tmp_path / "a")
-    other = write_series(tmp_path / "b", dicoms.voxels(seed=1))[4]
+@pytest.mark.parametrize("syntax", ["explicit", "deflated", "rle"])
+def test_the_same_instance_with_other_pixels_is_bad_geometry(tmp_path, syntax):
+    paths = write_series(tmp_path / "a", syntax=syntax)
+    other = write_series(tmp_path / "b", dicoms.voxels(seed=1), syntax=syntax)[4]
     error = error_of([*paths, other])
     assert error.reason == "bad_geometry"
     assert "same instance UID" in error.message
@@ -513,6 +514,16 @@ def test_slices_of_a_volume_share_a_series_and_noise_does_not_split(tmp_path):
     assert len({(header.series, header.subject) for header in headers}) == 1
     assert len({header.instance for header in headers}) == len(headers)
     assert headers[0].modality == "MR"
+
+
+def test_files_without_instance_uid_are_no_copies_of_each_other(tmp_path):
+    paths = write_series(tmp_path)
+    for path in paths:
+        one = pydicom.dcmread(path)
+        del one.SOPInstanceUID
+        one.save_as(path)
+    assert len({header_of(path).instance for path in paths}) == len(paths)
+    np.testing.assert_array_equal(read(paths).voxels, dicoms.voxels())
 
 
 def test_zeros_of_either_sign_are_one_orientation(tmp_path):

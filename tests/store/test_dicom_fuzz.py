@@ -17,6 +17,7 @@ from tests.store import dicoms
 ANY = Limits(min_side=1, min_voxels=1)
 SHAPE = (11, 14, 4)
 SLOPES = (1, 1.5, 1, 1)
+PIXEL_BYTES = 2 * SHAPE[0] * SHAPE[1]
 ROUNDS = 40  # per syntax; about 10 s in all
 SLOW_ROUNDS = 20 * ROUNDS
 
@@ -88,14 +89,17 @@ def damaged(raw, rng):
     return bytes(out)
 
 
-def place_of_pixels(raw, syntax, sound):
-    """The pixels of an uncompressed file by their place alone, where SimpleITK gives up."""
-    if syntax == "deflated":
-        start = 144 + int.from_bytes(sound[140:144], "little")  # after the file meta group
-        raw, sound = (zlib.decompressobj(-15).decompress(data[start:]) for data in (raw, sound))
-    start = len(sound) - 2 * SHAPE[0] * SHAPE[1]
-    kind = ">i2" if syntax == "big_endian" else "<i2"
-    return np.frombuffer(raw[start : len(sound)], kind).reshape(1, SHAPE[1], SHAPE[0])
+def pixels_alone(raw, syntax, sound):
+    """A file with the pixels of `raw` and all else sound: damage elsewhere need not concern us."""
+    if syntax != "deflated":
+        start = sound.index(b"\xe0\x7f\x10\x00" if syntax != "big_endian" else b"\x7f\xe0\x00\x10")
+        return sound[: start + 12] + raw[start + 12 :]
+    start = 144 + int.from_bytes(sound[140:144], "little")  # after the file meta group
+    raw, plain = (zlib.decompressobj(-15).decompress(data[start:]) for data in (raw, sound))
+    end = len(plain)
+    packer = zlib.compressobj(wbits=-15)
+    mixed = plain[: end - PIXEL_BYTES] + raw[end - PIXEL_BYTES : end]
+    return sound[:start] + packer.compress(mixed) + packer.flush()
 
 
 def outcome_of(paths):
@@ -124,12 +128,9 @@ def check_round(paths, syntax, sound, rng, reference):
             return "sound"
         answers = [reference.read(path) for path in paths]
         if answers[number] is None:
-            assert syntax in dicoms.NATIVE, "read what SimpleITK does not"
-            pixels = place_of_pixels(victim.read_bytes(), syntax, raw) * SLOPES[number]
-            expected = sound.voxels.transpose(2, 1, 0).copy()
-            expected[number] = pixels
-            np.testing.assert_array_equal(scan.voxels.transpose(2, 1, 0), expected)
-            return "by place"
+            victim.write_bytes(pixels_alone(victim.read_bytes(), syntax, raw))
+            answers[number] = reference.read(victim)
+        assert all(answer is not None for answer in answers), "read what SimpleITK does not"
         normal = np.diag([-1, -1, 1]) @ np.cross(scan.affine[:3, 0], scan.affine[:3, 1])
         answers.sort(key=lambda answer: float(answer[1] @ normal))
         expected = np.concatenate([answer[0] for answer in answers])

@@ -30,7 +30,7 @@ def record(case_id, **change):
         "source_affine": [float(-n) for n in range(16)],
         "source_shape": [50, 40, 30],
         "dtype": "int16",
-        **dict.fromkeys(["minimum", "maximum", "p0_5", "p50", "p99_5", "mean", "std"], [1.5]),
+        **{name: [1.5] for name in ("minimum", "maximum", "p0_5", "p50", "p99_5", "mean", "std")},
         "box_start": [1, 2, 3],
         "box_stop": [29, 30, 31],
         "factors": [[1, 1, 1], [1, 2, 2], [1, 4, 4]],

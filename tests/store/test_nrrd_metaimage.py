@@ -136,9 +136,9 @@ def test_an_nrrd_header_that_contradicts_itself_is_unreadable(tmp_path, change):
 
 def test_comments_keys_and_fields_without_a_use_are_passed_over(tmp_path):
     extra = '# a note\nlabels: "x\ncontent: a_b\nsizes_are:=9 9\nspace:=RAS\nmodality:=CT\n'
-    assert_same_voxels = read(write_nrrd(tmp_path, extra=extra))
-    np.testing.assert_array_equal(assert_same_voxels[0], DATA)
-    np.testing.assert_array_equal(assert_same_voxels[1][0, :3], [-0.9, 0, 0.3])
+    voxels, affine = read(write_nrrd(tmp_path, extra=extra))
+    np.testing.assert_array_equal(voxels, DATA)
+    np.testing.assert_array_equal(affine[0, :3], [-0.9, 0, 0.3])
 
 
 def test_fields_may_be_written_in_any_case_and_vectors_with_spaces(tmp_path):
@@ -341,9 +341,9 @@ def test_a_header_cannot_name_a_file_outside_its_folder(tmp_path, name):
 
 
 def test_a_header_names_its_data_file_once_and_cleanly(tmp_path):
-    nrrd = write_nrrd(tmp_path, b"", suffix=".nhdr", data_file="./raw/a b.raw")
+    nrrd = write_nrrd(tmp_path, b"", suffix=".nhdr", data_file="./raw/a ( b ).raw")
     meta = write_meta(tmp_path, b"", suffix=".mhd", ElementDataFile="raw//scan.raw")
-    assert DETACHED[".nhdr"](nrrd) == ["raw/a b.raw"]
+    assert DETACHED[".nhdr"](nrrd) == ["raw/a ( b ).raw"]
     assert DETACHED[".mhd"](meta) == ["raw/scan.raw"]
     assert DETACHED[".nhdr"](write_nrrd(tmp_path, suffix=".nhdr")) == []
     assert DETACHED[".mhd"](write_meta(tmp_path, suffix=".mhd")) == []

@@ -18,7 +18,7 @@ from ome_zarr_models.v05.image import Image
 from ome_zarr_models.v05.image_label import ImageLabel
 from zarr.core.sync import sync
 
-from glmae_ray import paths
+from glmae_ray import s3
 from glmae_ray.config import UserError
 from glmae_ray.paths import folders_with, names_in, publish, read_file, remove_folder, to_place
 from glmae_ray.store import arrays
@@ -39,7 +39,7 @@ def store(bucket):
 @pytest.fixture
 def impatient(monkeypatch):
     """One try in place of several: the same course in seconds."""
-    for module in (paths, arrays):
+    for module in (s3, arrays):
         monkeypatch.setattr(module, "TRIES", 1)
 
 
@@ -100,8 +100,8 @@ def test_a_store_is_made_once_and_found_again(bucket):
 
 def test_what_is_no_store_is_refused_in_one_line(bucket):
     publish(to_place(f"{bucket}/other/letter.txt"), "dear")
-    publish(to_place(f"{bucket}/old/zarr.json"), '{"attributes": {"glmae": {"format": 2}}}')
-    for name, words in (("other", "not a store that glmae made"), ("old", "has format 2")):
+    publish(to_place(f"{bucket}/old/zarr.json"), '{"attributes": {"glmae": {"format": 1}}}')
+    for name, words in (("other", "not a store that glmae made"), ("old", "has format 1")):
         for meet in (VolumeStore.open, VolumeStore.exists, VolumeStore.create):
             with pytest.raises(UserError, match=words) as caught:
                 meet(f"{bucket}/{name}")
@@ -350,9 +350,9 @@ def test_a_server_that_is_not_s3_is_no_store_without_cases(proxy, bucket):
 
 
 def _meet_silence(url, answers):
-    paths.SILENCE_S = 1
+    s3.SILENCE_S = 1
     os.environ["TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS"] = "1"  # what the user sets counts
-    paths.TRIES = arrays.TRIES = 2
+    s3.TRIES = arrays.TRIES = 2
     store = VolumeStore.open(url)
     answers.put(store.read("case.1").sum())
     answers.put("now fall silent")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from glmae_ray.store.statistics import foreground_box, intensities
+from glmae_ray.store.statistics import foreground_box, intensities, label_counts
 
 
 def body(shape=(1, 20, 24, 28)):
@@ -49,15 +49,46 @@ def test_a_speck_grows_to_eight_voxels_inside_the_volume(place):
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
-def test_intensities_agree_with_numpy_inside_the_box(dtype):
+def test_intensities_of_each_channel_agree_with_numpy_inside_the_box(dtype):
     array = np.random.default_rng(3).normal(100, 400, (2, 19, 23, 29)).astype(dtype)
+    array[1] += 1000
     array[:, :2] = -3000
     found = intensities(array, ((2, 3, 4), (18, 20, 29)))
 
-    inside = array[:, 2:18, 3:20, 4:29].astype(np.float64)
-    assert found["minimum"] == inside.min()
-    assert found["maximum"] == inside.max()
-    assert found["mean"] == pytest.approx(inside.mean(), rel=1e-6)
-    assert found["std"] == pytest.approx(inside.std(), rel=1e-6)
-    for name, percent in (("p0_5", 0.5), ("p50", 50), ("p99_5", 99.5)):
-        assert found[name] == np.percentile(inside, percent, method="lower")
+    for channel, inside in enumerate(array[:, 2:18, 3:20, 4:29].astype(np.float64)):
+        assert found["minimum"][channel] == inside.min()
+        assert found["maximum"][channel] == inside.max()
+        assert found["mean"][channel] == pytest.approx(inside.mean(), rel=1e-6)
+        assert found["std"][channel] == pytest.approx(inside.std(), rel=1e-6)
+        for name, percent in (("p0_5", 0.5), ("p50", 50), ("p99_5", 99.5)):
+            assert found[name][channel] == np.percentile(inside, percent, method="lower")
+
+
+def test_intensities_reach_to_both_ends_of_int16():
+    array = np.array([-32768, -1, 0, 32767], np.int16).repeat(150).reshape(1, 10, 5, 12)
+    found = intensities(array, ((0, 0, 0), (10, 5, 12)))
+    assert (found["minimum"], found["maximum"], found["p50"]) == ([-32768], [32767], [-1])
+    assert found["mean"] == [-0.5]
+
+
+def test_one_value_in_the_box_is_every_percentile():
+    found = intensities(np.full((1, 9, 10, 11), -7, np.int16), ((1, 1, 1), (9, 9, 9)))
+    assert [found[name] for name in ("minimum", "p0_5", "p50", "p99_5", "maximum")] == [[-7]] * 5
+    assert found["std"] == [0]
+
+
+def test_intensities_of_planes_too_large_to_count_at_once():
+    array = np.random.default_rng(5).integers(-1024, 3000, (1, 3, 400, 401)).astype(np.int16)
+    found = intensities(array, ((0, 0, 0), (3, 400, 401)))
+    assert found["mean"] == [pytest.approx(array.mean(), rel=1e-9)]
+    assert found["p99_5"] == [np.percentile(array, 99.5, method="lower")]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"), [(np.uint8, 0, 256), (np.int16, -300, 4000), (np.uint8, 0, 1)]
+)
+def test_labels_are_counted_without_the_background(dtype, low, high):
+    label = np.random.default_rng(2).integers(low, high, (11, 40, 31)).astype(dtype)
+    label[:, :20] = 0
+    values, counts = np.unique(label[label != 0], return_counts=True)
+    assert label_counts(label) == dict(zip(values.tolist(), counts.tolist(), strict=True))

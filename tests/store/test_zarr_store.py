@@ -211,9 +211,9 @@ def test_what_is_no_store_is_refused_in_one_line(tmp_path):
 
 
 def test_a_store_of_another_format_is_refused(tmp_path):
-    zarr.create_group(str(tmp_path / "s"), attributes={"glmae": {"format": 2}})
+    zarr.create_group(str(tmp_path / "s"), attributes={"glmae": {"format": 1}})
     for meet in (VolumeStore.open, VolumeStore.exists, VolumeStore.create):
-        with pytest.raises(UserError, match="has format 2, this version reads 1"):
+        with pytest.raises(UserError, match="has format 1, this version reads 2"):
             meet(tmp_path / "s")
 
 
