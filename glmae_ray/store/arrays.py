@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,23 +75,6 @@ def array_errors(place: Place) -> Iterator[None]:
         if code in _FAILURES:
             raise OSError(f"{place}: {line}") from error
         raise
-
-
-def make_arrays(specs: Sequence[dict[str, Any]], context: ts.Context) -> list[ts.TensorStore]:
-    """Make arrays, all at once, where nothing is."""
-    futures = [ts.open(spec, create=True, context=context) for spec in specs]
-    for number, (spec, future) in enumerate(zip(specs, futures, strict=True)):
-        if str(future.exception()).startswith("ALREADY_EXISTS"):
-            # An answer was lost, and the second try met what the first had made.
-            futures[number] = ts.open(spec, open=True, context=context)
-    return all_done(futures)
-
-
-def all_done(futures: Sequence[Any]) -> list[Any]:
-    """Results of all, when all have ended: no write goes on behind the error of another."""
-    for future in futures:
-        future.exception()
-    return [future.result() for future in futures]
 
 
 def _s3_resources() -> dict[str, Any]:

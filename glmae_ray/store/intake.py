@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from glmae_ray.store.fetching import local_files
 from glmae_ray.store.index import INGEST_VERSION
 from glmae_ray.store.items import NNUNET_LABELS, SourceImage, SourceItem
+from glmae_ray.store.layout import pyramid_factors
+from glmae_ray.store.pyramid import make_pyramid
 from glmae_ray.store.readers import Image, read_image, read_label
 from glmae_ray.store.reshaping import cropped, resampled
 from glmae_ray.store.scan import LIMITS, ImageFiles, Limits, ReadError
-from glmae_ray.store.statistics import foreground_box, intensities
-from glmae_ray.store.zarr_store import VolumeStore, make_pyramid, pyramid_factors
+from glmae_ray.store.statistics import foreground_box, intensities, label_counts
+from glmae_ray.store.zarr_store import VolumeStore
 from glmae_ray.volume import Spacing
 
 
@@ -241,9 +242,4 @@ def _contents(image: Image, coarsest: NDArray[Any], levels: int) -> dict[str, An
 def _structures(label: NDArray[Any], label_names: Mapping[str, int]) -> dict[str, int]:
     """Voxels of each structure that is there; a value without a name goes by its number."""
     names = {value: name for name, value in label_names.items()}
-    low, high = int(label.min()), int(label.max())
-    counts = np.zeros(high - low + 1, np.int64)
-    for plane in label:  # bincount widens what it is given to int64
-        counts += np.bincount(plane.reshape(-1).astype(np.int64) - low, minlength=len(counts))
-    values = np.flatnonzero(counts).tolist()
-    return {names.get(n + low, str(n + low)): int(counts[n]) for n in values if n + low != 0}
+    return {names.get(value, str(value)): n for value, n in label_counts(label).items()}

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmae_ray.resizing import axis_taps, resize
+from glmae_ray.store.layout import pyramid_factors
+from glmae_ray.store.pyramid import make_pyramid
 from glmae_ray.store.statistics import BoxZYX, foreground_box
-from glmae_ray.store.zarr_store import make_pyramid, pyramid_factors
 from glmae_ray.volume import Spacing, Volume
 
 _LEVELS = 3  # of the pyramid on whose last level the foreground is looked for

@@ -29,8 +29,10 @@ from glmae_ray.paths import (
     to_place,
 )
 from glmae_ray.store import layout
-from glmae_ray.store.arrays import all_done, array_errors, kvstore, make_arrays, make_context
+from glmae_ray.store.arrays import array_errors, kvstore, make_context
 from glmae_ray.store.layout import pyramid_factors
+from glmae_ray.store.pyramid import make_pyramid
+from glmae_ray.store.shards import encode_shard
 from glmae_ray.volume import Shape, Volume
 
 FORMAT = 2  # of the store; goes up when an older reader would go wrong
@@ -247,19 +249,13 @@ class VolumeStore:
             raise
 
     def _write_arrays(self, arrays: Mapping[str, tuple[NDArray[Any], float]]) -> None:
-        """Write arrays, by name and each with its fill value, all at once."""
-        specs = [
-            {
-                "driver": "zarr3",
-                "kvstore": kvstore(self._cases / name),
-                "metadata": layout.array_metadata(array, chunk=self.chunk, fill_value=fill_value),
-            }
-            for name, (array, fill_value) in arrays.items()
-        ]
-        with array_errors(self.path):
-            handles = make_arrays(specs, self._context)
-            voxels = (array for array, _ in arrays.values())
-            all_done([h.write(array) for h, array in zip(handles, voxels, strict=True)])
+        """Write arrays, by name and each with its fill value."""
+        for name, (array, fill_value) in arrays.items():
+            metadata = layout.array_metadata(array, chunk=self.chunk, fill_value=fill_value)
+            folder = self._cases / name
+            if (shard := encode_shard(array, metadata)) is not None:
+                publish(folder / "/".join("c" + "0" * array.ndim), shard)
+            publish(folder / _DOCUMENT, json.dumps(metadata))
 
 
 def _store_place(path: str | Place) -> Place:
@@ -286,15 +282,7 @@ def _read_group(folder: Place) -> dict[str, Any] | None:
 
 def _write_group(folder: Place, attributes: Mapping[str, Any]) -> None:
     document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    publish(folder / _DOCUMENT, json.dumps(document, indent=2))
-
-
-def make_pyramid(volume: Volume, levels: int) -> list[NDArray[Any]]:
-    """All levels of a volume, each (C, Z, Y, X) of its dtype: means, with odd sides rounded up."""
-    source = ts.array(volume.array)
-    factors = pyramid_factors(volume.shape, volume.spacing, levels)
-    coarser = [ts.downsample(source, [1, *factor], "mean").read() for factor in factors[1:]]
-    return [volume.array, *(future.result() for future in coarser)]
+    publish(folder / _DOCUMENT, json.dumps(document))
 
 
 def _slices(box: Box | None) -> tuple[Any, ...]:

@@ -2,13 +2,11 @@
 
 import pickle
 import shutil
-import threading
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import tensorstore as ts
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +15,6 @@ from ome_zarr_models.v05.image_label import ImageLabel
 from ome_zarr_models.v05.labels import Labels
 
 from glmae_ray.errors import UserError
-from glmae_ray.store.arrays import all_done
 from glmae_ray.store.readers import read_image
 from glmae_ray.store.scan import ImageFiles, Limits
 from glmae_ray.store.zarr_store import VolumeStore, make_pyramid, pyramid_factors
@@ -256,17 +253,6 @@ def test_a_case_that_is_not_there_has_no_record_and_gets_none(store):
         with pytest.raises(KeyError, match="has no a"):
             call()
     assert store.cases() == []
-
-
-def test_a_failure_is_told_when_all_writes_have_ended():
-    (failing, failed), (working, slow) = ts.Promise.new(), ts.Promise.new()
-    failing.set_exception(OSError("disk full"))
-    timer = threading.Timer(0.2, lambda: working.set_result(None))
-    timer.start()
-    with pytest.raises(OSError, match="disk full"):
-        all_done([failed, slow])
-    assert slow.done()
-    timer.join()
 
 
 @settings(
