@@ -126,11 +126,11 @@ def _interleaved(ways: Mapping[str, Way], cases: Sequence[Pending]) -> dict[str,
 def _sizes(out: Path) -> dict[str, int]:
     """Bytes on disk of what the ways wrote, and of the parts of our cases."""
     arrays = out / _OURS / "cases"
-    levels = {f"ours, level {n}": _bytes(arrays, f"*/image/{n}/c/**/*") for n in range(3)}
+    levels = {f"ours, level {n}": _bytes(arrays, f"*/image/{n}/c.*") for n in range(3)}
     return {
         "ours, levels 0 to 2": sum(levels.values()),
         **levels,
-        "ours, labels": _bytes(arrays, "*/labels/*/0/c/**/*"),
+        "ours, labels": _bytes(arrays, "*/labels/*/0/c.*"),
         "ours, documents": _bytes(arrays, "**/zarr.json"),
         _INT16: _bytes(out / _INT16, "*.b2nd"),
         _FLOAT32: _bytes(out / _FLOAT32, "*.b2nd"),

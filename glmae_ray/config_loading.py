@@ -148,7 +148,7 @@ def _repair(tree: dict[str, Any], error: ErrorDetails) -> None:
     *sections, leaf = _path(error)
     for section in sections:
         tree = tree[section]
-    if error["type"] == "missing":
+    if error["type"] == "missing" and len(_path(error)) == len(error["loc"]):
         tree[leaf] = 1  # reads as a count and as a name; no rule about this field is reported
     else:
         tree.pop(leaf, None)
@@ -156,6 +156,8 @@ def _repair(tree: dict[str, Any], error: ErrorDetails) -> None:
 
 def _explain(kind: type[JobConfig], error: ErrorDetails) -> str:
     name, value, message = _field(error), error["input"], error["msg"]
+    if error["type"] == "missing" and len(_path(error)) < len(error["loc"]):
+        return f"{name}: {value!r} is wrong: more values are needed"
     if error["type"] == "missing":
         return f"{name}: is missing; give {name}=..."
     if error["type"] == "extra_forbidden":

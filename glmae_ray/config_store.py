@@ -26,6 +26,8 @@ class IngestConfig(JobConfig):
     store: str
     modality: str | None = None  # None: the file's or the data set's own word, else CT
     splits: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.8, 0.1, 0.1)
+    # Who a single file is of where nothing says it: who has its name, or that of its folder.
+    subjects: Literal["name", "folder"] = "name"
     limits: LimitsConfig = LimitsConfig()
     volume: NonNegativeInt | None = None  # number K of files with several; None: quarantine them
     non_finite: Literal["quarantine", "fill"] = "quarantine"  # NaN and infinity among the voxels

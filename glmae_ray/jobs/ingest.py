@@ -21,7 +21,7 @@ from glmae_ray.store.index import read_files
 from glmae_ray.store.intake import Choices
 from glmae_ray.store.ledger import Ledger
 from glmae_ray.store.scan import Limits
-from glmae_ray.store.sources import discover
+from glmae_ray.store.sources import Sources, discover
 from glmae_ray.store.zarr_store import VolumeStore
 
 _SAVE_S = 30.0  # between two writes of the tables: what a kill costs is reading cases' own rows
@@ -78,7 +78,8 @@ def ingest(cfg: IngestConfig) -> IngestResult:
         # Ray starts when there is work for it: seconds that a second look should not cost.
         start_ray = cache(lambda: stack.enter_context(ray_session(cfg.ray)))
         look = partial(read_headers, salt=salt, start_ray=start_ray)
-        sources = discover(cfg.source, read_headers=look, known=known)
+        by_folder = cfg.subjects == "folder"
+        sources = discover(cfg.source, read_headers=look, known=known, by_folder=by_folder)
         if cfg.modality is not None:
             items = [replace(item, modality=cfg.modality) for item in sources.items]
             sources = replace(sources, items=items)
@@ -86,11 +87,11 @@ def ingest(cfg: IngestConfig) -> IngestResult:
         if ledger.pending:
             start_ray()
         if is_new:
-            VolumeStore.create(cfg.store, chunk=cfg.chunk, levels=cfg.levels)
+            _create(cfg)
         ledger.save_files(secret=secret)
         _take_all(ledger, store, _choices(cfg))
         ledger.save_files(secret=secret)
-    _tell(ledger, cfg, others=len(sources.others))
+    _tell(ledger, cfg, sources)
     rejected = len(ledger.quarantined)
     return IngestResult(ledger.ingested, ledger.already_stored, rejected, cases=len(ledger))
 
@@ -105,6 +106,13 @@ def _choices(cfg: IngestConfig) -> Choices:
 def _planned(cfg: IngestConfig) -> VolumeStore:
     """The store as it will be; nothing is written before the source and Ray have answered."""
     return VolumeStore(cfg.store, chunk=cfg.chunk, levels=cfg.levels, threads=1)
+
+
+def _create(cfg: IngestConfig) -> None:
+    try:
+        VolumeStore.create(cfg.store, chunk=cfg.chunk, levels=cfg.levels)
+    except OSError as error:
+        raise UserError(f"store: {cfg.store} cannot be made ({error.strerror or error})") from None
 
 
 def _opened(cfg: IngestConfig) -> VolumeStore:
@@ -145,9 +153,12 @@ def _with_progress(taken: Iterable[Outcome], total: int) -> Iterator[Outcome]:
             print(f"ingest: {number} of {total}, {told - start:.0f} s", flush=True)
 
 
-def _tell(ledger: Ledger, cfg: IngestConfig, *, others: int) -> None:
-    if others:
-        print(f"{others} other files of {cfg.source} are no images; files.parquet lists them")
+def _tell(ledger: Ledger, cfg: IngestConfig, sources: Sources) -> None:
+    if sources.others:
+        print(f"{len(sources.others)} files of {cfg.source} are no images; files.parquet has them")
+    if sources.ambiguous:
+        names = ", ".join(sources.ambiguous[:3])
+        print(f"one subject each, from several folders: {names}; subjects=folder tells them apart")
     rows = ledger.quarantined
     for row in rows[:_NAMED]:
         print(f"quarantined ({row['reason']}): {row['message']}")

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from glmae_ray.paths import to_place
+from glmae_ray.errors import UserError
+from glmae_ray.paths import plain_errors, to_place
 from glmae_ray.store.dicom_headers import is_dicom, is_named_dicom, read_slice_header
 from glmae_ray.store.intake import Choices, Pending, Taken, take_in
 from glmae_ray.store.scan import ReadError
@@ -74,15 +75,16 @@ def _headers(locations: Sequence[str], salt: bytes) -> list[Header]:
 def _header(location: str, salt: bytes) -> Header:
     place = to_place(location)
     try:
-        if not is_named_dicom(place):
-            with place.open("rb") as file:
-                if not is_dicom(file.read(_MAGIC_BYTES)):
-                    return None
-        return read_slice_header(place, salt=salt)
+        with plain_errors(place):
+            if not is_named_dicom(place):
+                with place.open("rb") as file:
+                    if not is_dicom(file.read(_MAGIC_BYTES)):
+                        return None
+            return read_slice_header(place, salt=salt)
     except ReadError as error:
         return error
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, UserError) as error:
+        reason = getattr(error, "strerror", None) or error
         return ReadError("unreadable", f"{location}: {reason}; restore it")
 
 

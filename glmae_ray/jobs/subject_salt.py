@@ -10,6 +10,7 @@ from pathlib import Path
 from glmae_ray.errors import UserError
 
 _VARIABLE = "GLMAE_SUBJECT_SALT"
+_SHORTEST = 16  # bytes of a file that can be a salt
 
 
 def subject_salt() -> bytes:
@@ -38,9 +39,12 @@ def subject_salt() -> bytes:
                 pass
             finally:
                 unfinished.unlink()
-        return path.read_bytes()
+        salt = path.read_bytes()
     except OSError as error:
         raise UserError(f"{_VARIABLE} is not set, and {path} cannot be used ({error})") from None
+    if len(salt) < _SHORTEST:
+        raise UserError(f"{path}: {len(salt)} bytes are no secret; restore it, or remove it")
+    return salt
 
 
 def salt_name(salt: bytes) -> str:

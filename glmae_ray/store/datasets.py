@@ -5,19 +5,44 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from glmae_ray.paths import to_place
 from glmae_ray.store.items import SourceImage, SourceItem, printable
 from glmae_ray.store.readers import suffix_of
+from glmae_ray.store.scan import ReadError
 
 _NAME = "dataset.json"
 _ANNOTATIONS = "cases.json"  # {case: {"structures": [names that were looked for]}}
 
 
-def dataset_items(root: str, files: Mapping[str, Any]) -> list[SourceItem] | None:
+class _Nnunet(BaseModel):
+    """What `dataset.json` of nnU-Net v2 says."""
+
+    channel_names: dict[str, str]
+    labels: dict[str, int | list[int]] = {}  # regions are lists of values that other entries name
+    file_ending: str
+
+
+class _Pair(BaseModel):
+    image: str
+    label: str | None = None
+
+
+class _Decathlon(BaseModel):
+    """What `dataset.json` of Decathlon and nnU-Net v1 says."""
+
+    modality: dict[str, str]
+    labels: dict[str, str] = {}
+    training: list[_Pair | str]
+    test: list[_Pair | str] = []
+
+
+def dataset_items(root: str, files: Collection[str]) -> list[SourceItem] | None:
     """Cases of the data set in a folder; None where the folder is something else.
 
     A file `cases.json` beside `dataset.json` may say for each case which structures were
@@ -25,17 +50,28 @@ def dataset_items(root: str, files: Mapping[str, Any]) -> list[SourceItem] | Non
 
     Args:
         root: The folder that holds a `dataset.json`.
-        files: Everything there is, by location.
+        files: Locations of all files below it.
+
+    Raises:
+        ReadError: unreadable: a data set that says wrong things, or names no case.
     """
     about = _json(f"{root}/{_NAME}")
-    if _is_nnunet_v2(about):
-        items = list(_v2_items(root, about, files))
-    elif _is_decathlon(about):
-        items = list(_decathlon_items(root, about, files))
-    else:
-        return None
+    try:
+        if {"channel_names", "file_ending"} <= about.keys():
+            items = list(_nnunet_items(root, _Nnunet.model_validate(about), files))
+        elif {"modality", "training"} <= about.keys():
+            items = list(_decathlon_items(root, _Decathlon.model_validate(about), files))
+        else:
+            return None
+    except ValidationError as error:
+        wrong = ".".join(map(str, error.errors()[0]["loc"]))
+        message = f"{root}/{_NAME}: {wrong} is not what nnU-Net or Decathlon write; correct it"
+        raise ReadError("unreadable", message) from None
+    if not items:
+        message = f"{root}/{_NAME}: names no case that is there; correct it, or remove it"
+        raise ReadError("unreadable", message)
     annotated = _json(f"{root}/{_ANNOTATIONS}") if f"{root}/{_ANNOTATIONS}" in files else {}
-    return [_with_annotated(item, annotated) for item in items] or None
+    return [_with_annotated(item, annotated) for item in items]
 
 
 def _json(location: str) -> dict[str, Any]:
@@ -46,17 +82,9 @@ def _json(location: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _is_nnunet_v2(about: Mapping[str, Any]) -> bool:
-    wanted = {"channel_names": dict, "labels": dict, "file_ending": str}
-    return all(isinstance(about.get(key), kind) for key, kind in wanted.items())
-
-
-def _v2_items(
-    root: str, about: Mapping[str, Any], files: Mapping[str, Any]
-) -> Iterator[SourceItem]:
-    ending, channels = about["file_ending"], about["channel_names"]
-    # Regions are lists of values that other entries name.
-    label_names = {name: value for name, value in about["labels"].items() if type(value) is int}
+def _nnunet_items(root: str, about: _Nnunet, files: Collection[str]) -> Iterator[SourceItem]:
+    ending, channels = about.file_ending, about.channel_names
+    label_names = {name: value for name, value in about.labels.items() if isinstance(value, int)}
     for part, split in (("Tr", None), ("Ts", "test")):
         pattern = re.compile(rf"{re.escape(root)}/images{part}/(.+)_\d{{4}}{re.escape(ending)}")
         cases = dict.fromkeys(match[1] for place in files if (match := pattern.fullmatch(place)))
@@ -75,38 +103,31 @@ def _v2_items(
             )
 
 
-def _is_decathlon(about: Mapping[str, Any]) -> bool:
-    return isinstance(about.get("modality"), dict) and isinstance(about.get("training"), list)
-
-
-def _decathlon_items(
-    root: str, about: Mapping[str, Any], files: Mapping[str, Any]
-) -> Iterator[SourceItem]:
-    names = about.get("labels", {}).items()
-    label_names = {name: int(value) for value, name in names if str(value).isdecimal()}
-    for part, split in (("training", None), ("test", "test")):
-        for entry in about.get(part, []):
-            pair = entry if isinstance(entry, dict) else {"image": entry}
-            image = _below(root, pair.get("image"))
-            if image is None:
+def _decathlon_items(root: str, about: _Decathlon, files: Collection[str]) -> Iterator[SourceItem]:
+    label_names = {name: int(value) for value, name in about.labels.items() if value.isdecimal()}
+    seen: set[str] = set()
+    for entries, split in ((about.training, None), (about.test, "test")):
+        for entry in entries:
+            pair = _Pair(image=entry) if isinstance(entry, str) else entry
+            image = _below(root, pair.image)
+            if image is None or image in seen:
                 continue
-            label = _below(root, pair.get("label"))
+            seen.add(image)
+            label = None if pair.label is None else _below(root, pair.label)
             name = posixpath.basename(image)
             case = printable(name.removesuffix(suffix_of(name) or ""))
             yield SourceItem(
                 case_id=case,
-                channels=_decathlon_channels(image, len(about["modality"]), files),
+                channels=_decathlon_channels(image, len(about.modality), files),
                 label=None if label is None else _image(label),
                 subject=case,
                 split=split,
-                modality=about["modality"].get("0"),
+                modality=about.modality.get("0"),
                 label_names=label_names,
             )
 
 
-def _decathlon_channels(
-    image: str, count: int, files: Mapping[str, Any]
-) -> tuple[SourceImage, ...]:
+def _decathlon_channels(image: str, count: int, files: Collection[str]) -> tuple[SourceImage, ...]:
     """One file that holds all channels (Decathlon), or one each beside its name (nnU-Net v1)."""
     ending = suffix_of(image) or ""
     stem = image.removesuffix(ending)
@@ -117,10 +138,8 @@ def _decathlon_channels(
     return tuple(_image(image)._replace(volume=n) for n in range(count))
 
 
-def _below(root: str, name: Any) -> str | None:
+def _below(root: str, name: str) -> str | None:
     """The location of a file that a data set names; None where it is no name inside of it."""
-    if not isinstance(name, str):
-        return None
     inside = posixpath.normpath(name)
     return None if inside.startswith(("/", "..")) else f"{root}/{inside}"
 

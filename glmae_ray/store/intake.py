@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,21 +75,31 @@ def take_in(pending: Pending, *, store: VolumeStore, choices: Choices) -> Taken:
     Raises:
         ReadError: The source cannot become a case.
     """
-    item, known = pending.item, pending.known
+    with _blamed_on_source(pending.item), local_files(pending.item.locations) as local:
+        origin = _origin(pending, source_hash(pending.item, local), choices)
+        is_new = not _is_same(pending.known, origin, choices)
+        read = _read(pending.item, local, choices) if is_new else None
+    if read is not None:
+        return Taken(_write(*read, pending, origin, store), is_new=True)
+    known = pending.known or {}
+    record = {**known, **origin, "options": known["options"]}
+    store.write_record(pending.item.case_id, record)
+    return Taken(record, is_new=False)
+
+
+@contextmanager
+def _blamed_on_source(item: SourceItem) -> Iterator[None]:
+    """Turn whatever reading raises into a `ReadError`: the worst file must not end the run."""
     try:
-        with local_files(item.locations) as local:
-            origin = _origin(pending, source_hash(local.values()), choices)
-            if known is not None and _is_same(known, origin, choices):
-                record = {**known, **origin, "options": known["options"]}
-                store.write_record(item.case_id, record)
-                return Taken(record, is_new=False)
-            image, label = _read(item, local, choices)
+        yield
     except ReadError:
         raise
-    except Exception as error:  # an archive's worst file must not end the run
+    except OSError as error:
+        where, reason = error.filename or item.source, error.strerror or error
+        raise ReadError("unreadable", f"{where}: {reason}; restore it") from error
+    except Exception as error:
         message = f"{item.source}: {error!r}; repair or remove it"
         raise ReadError("unreadable", message) from error
-    return Taken(_write(image, label, pending, origin, store), is_new=True)
 
 
 def is_current(row: Mapping[str, Any] | None, item: SourceItem, choices: Choices) -> bool:
@@ -113,11 +124,13 @@ def options_of(item: SourceItem, choices: Choices) -> dict[str, str]:
     return options
 
 
-def source_hash(paths: Sequence[Path] | Any) -> str:
-    """SHA-256 over the hashes of files, in the order that is given."""
-    whole = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as stream:
+def source_hash(item: SourceItem, local: Mapping[str, Path]) -> str:
+    """SHA-256 over what each file of an item is for, and the files' own hashes."""
+    images = [*item.channels] if item.label is None else [*item.channels, item.label]
+    parts = [(image.reader, len(image.locations), image.volume) for image in images]
+    whole = hashlib.sha256(repr((parts, item.label is None)).encode())
+    for place in item.locations:
+        with local[place].open("rb") as stream:
             whole.update(hashlib.file_digest(stream, "sha256").digest())
     return whole.hexdigest()
 
@@ -131,7 +144,10 @@ def _fits(kept: Mapping[str, str], wanted: Mapping[str, str], choices: Choices) 
     return others == wanted and same_volume and (fill is None or choices.fill)
 
 
-def _is_same(known: Mapping[str, Any], origin: Mapping[str, Any], choices: Choices) -> bool:
+def _is_same(known: Mapping[str, Any] | None, origin: Mapping[str, Any], choices: Choices) -> bool:
+    """Whether a stored case has the content that taking it in again would give."""
+    if known is None:
+        return False
     same = all(known[key] == origin[key] for key in ("source_hash", "ingest_version"))
     return same and _fits(known["options"], origin["options"], choices)
 
@@ -154,34 +170,37 @@ def _origin(pending: Pending, digest: str, choices: Choices) -> dict[str, Any]:
 
 def _read(
     item: SourceItem, local: Mapping[str, Path], choices: Choices
-) -> tuple[Image, NDArray[Any] | None]:
-    """The image and its label map (Z, Y, X), in the shape that the choices give them."""
+) -> tuple[Image, NDArray[Any] | None, dict[str, str]]:
+    """Image and label map (Z, Y, X) as the choices shape them, and the choices that mattered."""
 
-    def here(image: SourceImage) -> ImageFiles:
-        volume = choices.volume if image.volume is None else image.volume
+    def here(image: SourceImage, volume: int | None) -> ImageFiles:
         return ImageFiles(image.reader, tuple(local[p] for p in image.locations), volume)
 
     image = read_image(
-        [here(channel) for channel in item.channels],
+        [here(c, choices.volume if c.volume is None else c.volume) for c in item.channels],
         case_id=item.case_id,
         modality=item.modality,
         limits=choices.limits,
         fill=choices.fill,
     )
+    if item.channels[0].volume is not None and image.volumes != len(item.channels):
+        message = f"{item.source}: {image.volumes} volumes, {len(item.channels)} in dataset.json"
+        raise ReadError("not_3d", f"{message}; correct one of them")
     label = None
     if item.label is not None:
-        label = read_label(here(item.label), like=image.volume, limits=choices.limits)
+        label = read_label(here(item.label, None), like=image.volume, limits=choices.limits)
     volume = image.volume
     if choices.spacing_mm is not None:
         volume, label = resampled(volume, label, spacing=choices.spacing_mm)
     if choices.crop:
         volume, label = cropped(volume, label)
-    return image._replace(volume=volume), label
+    return image._replace(volume=volume), label, _shaped_by(image, item, choices)
 
 
 def _write(
     image: Image,
     label: NDArray[Any] | None,
+    shaped_by: Mapping[str, str],
     pending: Pending,
     origin: Mapping[str, Any],
     store: VolumeStore,
@@ -190,7 +209,7 @@ def _write(
     names = pending.item.label_names
     record = {
         **origin,
-        "options": {**origin["options"], **_shaped_by(image, pending.item)},
+        "options": {**origin["options"], **shaped_by},
         **_geometry(image),
         **_contents(image, pyramid[-1], store.levels),
         "structures": {} if label is None else _structures(label, names),
@@ -200,10 +219,10 @@ def _write(
     return record
 
 
-def _shaped_by(image: Image, item: SourceItem) -> dict[str, str]:
+def _shaped_by(image: Image, item: SourceItem, choices: Choices) -> dict[str, str]:
     """The choices that had an effect on this image only."""
-    chosen = image.number if item.channels[0].volume is None else None
-    options = {} if chosen is None else {"volume": str(chosen)}
+    is_chosen = image.volumes > 1 and item.channels[0].volume is None
+    options = {"volume": str(choices.volume)} if is_chosen else {}
     return options | ({"non_finite": "fill"} if image.filled else {})
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 NNUNET_LABELS = "structures"  # name of the label map that a case has
+
+_LONGEST_ID = 120  # characters; file systems take 255 bytes, and ids get a suffix here and there
 
 
 class Found(NamedTuple):
@@ -42,7 +44,6 @@ class SourceItem:
         annotated: Structures that someone looked for in this case; None where nobody says.
         size: Bytes of all files.
         stamp: Another one when a file of the item is moved, resized, written to, added or removed.
-        is_named_by_content: The id says what the case is (a DICOM series), not where it lies.
     """
 
     case_id: str
@@ -55,7 +56,6 @@ class SourceItem:
     annotated: tuple[str, ...] | None = None
     size: int = 0
     stamp: str = ""
-    is_named_by_content: bool = False
 
     @property
     def source(self) -> str:
@@ -79,21 +79,25 @@ def other_id(case_id: str, *, place: str) -> str:
     return f"{case_id}-{hashlib.sha256(printable(place).encode()).hexdigest()[:8]}"
 
 
-def with_unique_ids(items: Iterable[SourceItem], *, root: str) -> list[SourceItem]:
+def with_unique_ids(items: Sequence[SourceItem], *, root: str) -> list[SourceItem]:
     """Ids safe as folder names; of several equal ones all but the first get a hash of the path.
+
+    An id that is safe as it stands comes before one that has to be changed.
 
     Args:
         items: In path order.
         root: What every location starts with; ids stay when the whole source moves.
     """
+    # Some file systems see no difference between A and a.
+    exact = {item.case_id.casefold() for item in items if _safe(item.case_id) == item.case_id}
     taken: set[str] = set()
     unique = []
     for item in items:
         case_id = _safe(item.case_id)
-        if case_id.casefold() in taken:
+        is_lost = case_id != item.case_id and case_id.casefold() in exact
+        if is_lost or case_id.casefold() in taken:
             place = item.channels[0].locations[0].removeprefix(root).lstrip("/")
             case_id = other_id(case_id, place=place)
-        # Some file systems see no difference between A and a.
         taken.add(case_id.casefold())
         unique.append(replace(item, case_id=case_id))
     return unique
@@ -104,7 +108,7 @@ def with_file_facts(items: Iterable[SourceItem], files: Mapping[str, Found]) -> 
 
     def known(item: SourceItem) -> SourceItem:
         found = [files.get(place, Found(place, 0, "")) for place in item.locations]
-        text = printable("\n".join(map(repr, found)))
+        text = printable("\n".join(map(repr, [item.channels, item.label, *found])))
         digest = hashlib.sha256(text.encode()).hexdigest()
         return replace(item, size=sum(file.size for file in found), stamp=digest)
 
@@ -115,4 +119,6 @@ def _safe(name: str) -> str:
     """A name that no file system and no Zarr store reads as anything but a name."""
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)
     safe = re.sub(r"^(\.|__)[._]*", "_", safe) or "_"
+    if len(safe) > _LONGEST_ID:
+        safe = other_id(safe[:_LONGEST_ID], place=name)
     return safe + "_" if safe.casefold() == "zarr.json" else safe

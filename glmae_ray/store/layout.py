@@ -104,10 +104,16 @@ def array_metadata(array: NDArray[Any], *, chunk: Shape, fill_value: float) -> d
         "fill_value": fill_value,  # blocks of nothing but air go unwritten
         "dimension_names": list("czyx")[-array.ndim :],
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": channels + outer}},
-        "chunk_key_encoding": {"name": "default"},
+        # One file a level: folders of single files would be most of what a case consists of.
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         "attributes": {},
     }
+
+
+def shard_key(array: NDArray[Any]) -> str:
+    """Name of the only shard of an array, below the array's own folder."""
+    return ".".join("c" + "0" * array.ndim)
 
 
 def _shrunk(shape: Shape, factor: Shape) -> Shape:

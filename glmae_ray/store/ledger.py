@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from glmae_ray.errors import UserError
 from glmae_ray.paths import is_url, to_place
 from glmae_ray.store.accounts import file_rows
 from glmae_ray.store.fetching import local_files
@@ -26,6 +27,8 @@ from glmae_ray.store.sources import Sources
 from glmae_ray.store.zarr_store import VolumeStore
 
 Row = Mapping[str, Any]
+
+_TOLD = 20  # conflicts named one by one
 
 
 class Ledger:
@@ -55,9 +58,10 @@ class Ledger:
             choices: How cases are taken in.
         """
         self._store, self._files = store, sources
-        stored = _stored_rows(store)
+        stored, adopted = _stored_rows(store)
         self._items = items = _with_settled_ids(sources.items, stored)
-        self._rank = {item.case_id: number for number, item in enumerate(items)}
+        self._rank = {case_id: len(items) for case_id in adopted}
+        self._rank |= {item.case_id: number for number, item in enumerate(items)}
         self._attempts = {item.source: _attempt(item, choices) for item in items}
         self._rows: dict[str, Row] = {}
         self._first: dict[str, str] = {}  # voxel hash to the case that keeps it
@@ -66,7 +70,7 @@ class Ledger:
         # case itself says what it became.
         redo = {item.case_id for item in todo}
         self._new: set[str] = set()
-        self._old = self._rank.keys() - redo
+        self._old = {item.case_id for item in items} - redo
         self._rejected: dict[str, Row] = {}
         for case_id in stored.keys() - redo:
             self._keep(case_id, stored[case_id])
@@ -74,7 +78,7 @@ class Ledger:
         todo = [item for item in todo if item.source not in settled or item.case_id in stored]
         for source, error in sources.rejected.items():
             self._reject(printable(source), error.reason, error.message)
-        split_of = _splits(list(self._rows.values()), todo, splits)
+        split_of = _splits(list(stored.values()), items, splits)
         self.pending = [
             Pending(item, split_of[item.subject], stored.get(item.case_id)) for item in todo
         ]
@@ -132,7 +136,8 @@ class Ledger:
 
     def _keep(self, case_id: str, row: Row) -> None:
         rival = self._first.get(row["voxel_hash"], case_id)
-        # -1: a case from elsewhere was there before any of the items.
+        # -1: a case from elsewhere was there before any of the items. One that a killed job left
+        # there, which nobody has seen yet, comes after them.
         winner, loser = sorted((rival, case_id), key=lambda name: (self._rank.get(name, -1), name))
         self._first[row["voxel_hash"]] = winner
         self._rows[case_id] = row
@@ -161,6 +166,7 @@ class Ledger:
     def _still_rejected(self) -> set[str]:
         """Keep quarantine rows that still hold; return the items that need no other try."""
         settled = set()
+        seen = _with_folders(self._files.files)
         for row in read_quarantine(self._store.path):
             source = row["source"]
             if source in self._rejected:
@@ -169,7 +175,7 @@ class Ledger:
                 if not self._is_settled(row):
                     continue
                 settled.add(source)
-            elif source in self._files.files or not _is_there(source):
+            elif source in seen or not _is_there(source):
                 continue
             self._rejected[source] = row
         return settled
@@ -188,15 +194,27 @@ def _attempt(item: SourceItem, choices: Choices) -> str:
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
+def _with_folders(places: Iterable[str]) -> set[str]:
+    """Locations, and all folders that hold them."""
+    seen: set[str] = set()
+    for place in places:
+        while place and place not in seen:
+            seen.add(place)
+            place = place.rpartition("/")[0]
+    return seen
+
+
 def _is_there(source: str) -> bool:
     return is_url(source) or to_place(source).exists()
 
 
-def _stored_rows(store: VolumeStore) -> dict[str, Row]:
-    """Rows of the published cases: from the index, else (a killed job) from the case itself."""
+def _stored_rows(store: VolumeStore) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """Rows of the published cases, and those whose row a killed job left in the case only."""
     index = VolumeIndex.read(store.path, missing_ok=True)
     known = {row["case_id"]: row for row in index.records()}
-    return {case_id: known.get(case_id) or store.record(case_id) for case_id in store.cases()}
+    cases = store.cases()
+    rows = {case_id: known.get(case_id) or store.record(case_id) for case_id in cases}
+    return rows, set(cases) - known.keys()
 
 
 def _with_settled_ids(items: Sequence[SourceItem], stored: Mapping[str, Row]) -> list[SourceItem]:
@@ -212,11 +230,9 @@ def _settled(
     sources: Collection[str],
     stored: Mapping[str, Row],
 ) -> SourceItem:
-    if item.is_named_by_content:
-        return item
     case_id = id_of.get(item.source, item.case_id)
     row = stored.get(case_id)
-    if row is not None and row["source"] != item.source:
+    if row is not None and row["source"] not in map(printable, item.locations):
         # The same content under another path is the same source, moved.
         moved = row["source"] not in sources and row["source_hash"] == _hash_or_none(item)
         case_id = case_id if moved else other_id(case_id, place=item.source)
@@ -226,15 +242,29 @@ def _settled(
 def _hash_or_none(item: SourceItem) -> str | None:
     try:
         with local_files(item.locations) as local:
-            return source_hash(local.values())
+            return source_hash(item, local)
     except (OSError, ReadError):
         return None  # reading it will say why
 
 
 def _splits(
-    kept: Sequence[Row], todo: Sequence[SourceItem], splits: Sequence[float]
+    stored: Sequence[Row], items: Sequence[SourceItem], splits: Sequence[float]
 ) -> dict[str, str]:
-    """Split of each subject: the one it has, else the one its source states, else by hash."""
-    split_of = {item.subject: assign_split(item.subject, splits) for item in todo}
-    split_of |= {item.subject: item.split for item in reversed(todo) if item.split}
-    return split_of | {row["subject"]: row["split"] for row in kept}
+    """Split of each subject: the one it has, else the one its source states, else by hash.
+
+    Raises:
+        UserError: A source states a split that the subject cannot have: it has another.
+    """
+    split_of = {item.subject: assign_split(item.subject, splits) for item in items}
+    split_of |= {item.subject: item.split for item in reversed(items) if item.split}
+    split_of |= {row["subject"]: row["split"] for row in stored}
+    lines = [
+        f"source: {item.source} says {item.split}, but its subject {item.subject} is in "
+        f"{split_of[item.subject]}; a person stays in one split: a manifest can tell people apart"
+        for item in items
+        if item.split not in (None, split_of[item.subject])
+    ]
+    if lines:
+        more = [f"source: {len(lines) - _TOLD} more such"] if len(lines) > _TOLD else []
+        raise UserError(*lines[:_TOLD], *more)
+    return split_of

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 from fsspec.utils import glob_translate
 
@@ -13,6 +15,7 @@ from glmae_ray.errors import UserError
 from glmae_ray.paths import is_url, plain_errors, to_place
 from glmae_ray.store.items import Found
 
+_AT_ONCE = 32  # requests
 _WILD = re.compile(r"[*?\[]")
 
 
@@ -21,19 +24,23 @@ class Listing(NamedTuple):
 
     root: str  # absolute path or URL that every location starts with
     files: list[Found]  # in path order
-    unreadable: list[tuple[str, str]]  # folders that could not be listed, and why
+    unreadable: list[tuple[str, str]]  # what could not be listed, and why
 
 
-def list_files(source: str) -> Listing:
+def list_files(source: str, *, may_be_glob: bool = True) -> Listing:
     """List a file, a folder and everything below it, or all that a glob matches.
 
     A glob takes `*`, `?`, `[abc]` and `**`; a folder that it matches counts with all it holds.
+
+    Args:
+        source: Path, URL or glob.
+        may_be_glob: Whether wildcards are wildcards, not parts of a name.
 
     Raises:
         UserError: Nothing is there, or it cannot be read.
     """
     place = str(to_place(source)).rstrip("/")
-    is_glob = bool(_WILD.search(source)) and (is_url(source) or not os.path.lexists(place))
+    is_glob = may_be_glob and bool(_WILD.search(source)) and not os.path.lexists(place)
     root = _before_wildcards(place) if is_glob else place
     listing = _remote(root, source) if is_url(source) else _local(root, source)
     files = sorted(listing.files, key=lambda found: found.location.split("/"))
@@ -43,6 +50,26 @@ def list_files(source: str) -> Listing:
         if not files:
             raise UserError(f"source: nothing matches {source}")
     return Listing(root, files, listing.unreadable)
+
+
+def stat_files(locations: Sequence[str]) -> dict[str, Found]:
+    """Size and state of files, by location; those that are not there are left out."""
+    # Each is a request where they are remote: many at once.
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        found = pool.map(_stat, locations)
+        return {file.location: file for file in found if file is not None}
+
+
+def _stat(location: str) -> Found | None:
+    try:
+        if not is_url(location):
+            return _found(location, os.stat(location)) if os.path.isfile(location) else None
+        place = to_place(location)
+        with plain_errors(place):
+            info = place.fs.info(place.path)  # type: ignore[union-attr]
+        return None if info["type"] == "directory" else _found_far(location, info)
+    except OSError:
+        return None  # reading it will say why
 
 
 def _compiled(pattern: str, source: str) -> re.Pattern[str]:
@@ -84,18 +111,25 @@ def _walk(folder: str, unreadable: list[tuple[str, str]]) -> Iterator[Found]:
         unreadable.append((folder, error.strerror or str(error)))
         return
     for entry in entries:
-        # Links to folders are not followed: they may lead back up.
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, unreadable)
-        elif not entry.is_dir():
-            try:
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path, unreadable)
+            elif entry.is_dir():  # following it may lead back up
+                unreadable.append((entry.path, "a link to a folder is not followed"))
+            elif not stat.S_ISREG(entry.stat().st_mode):
+                unreadable.append((entry.path, "a pipe, socket or device is no file"))
+            else:
                 yield _found(entry.path, entry.stat())
-            except OSError:  # a link that leads nowhere; reading it will say so
-                yield Found(entry.path, 0, "")
+        except OSError as error:  # a link that leads nowhere, or to itself
+            unreadable.append((entry.path, error.strerror or str(error)))
 
 
 def _found(location: str, status: os.stat_result) -> Found:
     return Found(location, status.st_size, str(status.st_mtime_ns))
+
+
+def _found_far(location: str, info: Mapping[str, Any]) -> Found:
+    return Found(location, info["size"], str(info.get("ETag") or info.get("LastModified")))
 
 
 def _remote(root: str, source: str) -> Listing:
@@ -109,7 +143,7 @@ def _remote(root: str, source: str) -> Listing:
         raise UserError(f"source: {source} does not exist")
     scheme = root.partition("://")[0]
     files = [
-        Found(f"{scheme}://{name}", info["size"], str(info.get("ETag") or info.get("LastModified")))
+        _found_far(f"{scheme}://{name}", info)
         for name, info in found.items()
         if not name.endswith("/")  # what consoles write to show a folder
     ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from glmae_ray.errors import UserError
@@ -27,6 +27,7 @@ SUFFIXES = (".csv", ".parquet")
 _NEEDED = ("case_id", "image")
 _COLUMNS = (*_NEEDED, "label", "subject", "split", "modality", "structures", "label_names")
 _SPLITS = ("train", "val", "test")
+_SEPARATORS = ",;\t"
 _TOLD = 20  # mistakes named one by one
 
 Row = Mapping[str, Any]
@@ -45,15 +46,17 @@ def manifest_items(location: str) -> list[SourceItem]:
     if not rows:
         raise UserError(f"source: {location} has no rows")
     if missing := [name for name in _NEEDED if name not in rows[0]]:
-        raise UserError(f"source: {location} has no column {' and no column '.join(missing)}")
+        has = ", ".join(str(name) for name in rows[0])
+        raise UserError(f"source: {location} has no column {' and '.join(missing)}; it has {has}")
     if unused := [str(name) for name in rows[0] if name not in _COLUMNS]:
         print(f"source: {location}: columns that are not used: {', '.join(unused)}")
     items: list[SourceItem] = []
-    seen: dict[str, int] = {}
+    seen: dict[str, dict[str, int]] = {name: {} for name in _NEEDED}
     for number, row in enumerate(rows, start=1):
         wrong = list(_mistakes(row, seen))
         lines += [f"source: {location}, row {number}: {line}" for line in wrong]
-        seen.setdefault(_text(row, "case_id"), number)
+        for name in _NEEDED:
+            seen[name].setdefault("".join(_several(row, name)[:1]), number)
         if not wrong:
             items.append(_item(row, folder=location.rpartition("/")[0]))
     if lines:
@@ -67,24 +70,39 @@ def _rows(location: str) -> list[dict[str, Any]]:
         raw = to_place(location).read_bytes()
         if location.lower().endswith(".parquet"):
             return read_rows(raw)
-        return list(csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True))
+        text = raw.decode("utf-8-sig")
+        header = text.partition("\n")[0]
+        separator = max(_SEPARATORS, key=header.count)
+        table = io.StringIO(text, newline="")
+        return list(csv.DictReader(table, delimiter=separator, strict=True))
     except (OSError, ValueError, csv.Error) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"source: {location} is no table that can be read ({reason})") from None
 
 
-def _mistakes(row: Row, seen: Mapping[str, int]) -> list[str]:
+def _mistakes(row: Row, seen: Mapping[str, Mapping[str, int]]) -> list[str]:
     lines = [f"{name} is empty" for name in _NEEDED if not _several(row, name)]
-    case_id, split = _text(row, "case_id"), _text(row, "split")
-    if case_id in seen:
-        lines.append(f"case_id {case_id!r} is that of row {seen[case_id]} too")
+    for name in _NEEDED:
+        first = "".join(_several(row, name)[:1])
+        if first in seen[name]:
+            lines.append(f"{name} {first!r} is that of row {seen[name][first]} too")
+    split = _text(row, "split")
     if split and split not in _SPLITS:
         lines.append(f"split {split!r} is none of {', '.join(_SPLITS)}")
     if None in row:
         lines.append(f"{len(row[None])} more cells than the header has columns")  # type: ignore[index]
-    pairs = _several(row, "label_names")
-    wrong = (pair for pair in pairs if not pair.partition("=")[2].strip().isdecimal())
-    return lines + [f"label_names {pair!r} is not NAME=NUMBER" for pair in wrong]
+    return lines + list(_label_mistakes(row))
+
+
+def _label_mistakes(row: Row) -> Iterator[str]:
+    parts = [pair.partition("=") for pair in _several(row, "label_names")]
+    wrong = ["".join(part) for part in parts if not part[2].strip().isdecimal()]
+    yield from (f"label_names {pair!r} is not NAME=NUMBER" for pair in wrong)
+    names, values = [part[0].strip() for part in parts], [part[2].strip() for part in parts]
+    if len(set(names)) < len(names) or len(set(values)) < len(values):
+        yield "label_names has a name or a number twice"
+    unknown = [name for name in _several(row, "structures") if names and name not in names]
+    yield from (f"structures {name!r} is not in label_names" for name in unknown)
 
 
 def _item(row: Row, *, folder: str) -> SourceItem:

@@ -53,7 +53,7 @@ class Image(NamedTuple):
     reader: str
     acquisition: Mapping[str, str]  # technical facts of the first channel
     filled: int  # voxels of all channels that were not finite and got a value
-    number: int | None  # of the volume that was taken, where the files hold several
+    volumes: int  # that the first channel's files hold, of which one was taken
 
 
 def read_image(
@@ -99,7 +99,7 @@ def read_image(
         first.reader,
         first.acquisition,
         filled,
-        number=channels[0].volume if first.volumes > 1 else None,
+        first.volumes,
     )
 
 

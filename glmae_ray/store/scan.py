@@ -25,6 +25,7 @@ REASONS = (
     "bad_geometry",  # no usable affine, or channels on different grids
     "label_mismatch",  # label map and image on different grids
     "label_not_integer",
+    "unlisted",  # an image inside a data set that does not name it
     "duplicate",  # voxels that another case of the store has
 )
 

@@ -254,7 +254,7 @@ class VolumeStore:
             metadata = layout.array_metadata(array, chunk=self.chunk, fill_value=fill_value)
             folder = self._cases / name
             if (shard := encode_shard(array, metadata)) is not None:
-                publish(folder / "/".join("c" + "0" * array.ndim), shard)
+                publish(folder / layout.shard_key(array), shard)
             publish(folder / _DOCUMENT, json.dumps(metadata))
 
 

@@ -1,17 +1,19 @@
 """Ledger and intake, without Ray: what is stored, redone, kept and rejected."""
 
 import itertools
+import json
 import os
 import shutil
 
 import numpy as np
 import pytest
 
+from glmae_ray.errors import UserError
 from glmae_ray.store.index import VolumeIndex, read_files, read_quarantine
 from glmae_ray.store.intake import Choices, take_in
 from glmae_ray.store.ledger import Ledger
-from glmae_ray.store.readers import READERS
-from glmae_ray.store.scan import Limits, ReadError
+from glmae_ray.store.readers import READERS, read_image
+from glmae_ray.store.scan import ImageFiles, Limits, ReadError
 from glmae_ray.store.sources import discover
 from glmae_ray.store.zarr_store import VolumeStore
 from tests.store import scans
@@ -252,10 +254,94 @@ def test_a_source_that_was_rejected_is_not_read_again_until_something_changes(so
     assert counts(ingest(source, store)) == (2, 2, 1)
 
 
-def test_an_unreadable_source_is_tried_again(source, store):
-    (source / "x.nii").symlink_to(source / "offline")
+def test_an_unreadable_source_is_tried_again(source, store, monkeypatch):
+    def offline(files, limits):
+        raise OSError(5, "Input/output error", str(files.paths[0]))
+
+    monkeypatch.setitem(READERS, ".nii", offline)
+    write_nifti(source / "x.nii", scans.voxels(seed=5))
+    ledger = ingest(source, store)
+    assert counts(ledger) == (3, 0, 1)
+    assert ledger.quarantined[0]["message"] == f"{source / 'x.nii'}: Input/output error; restore it"
+    monkeypatch.undo()
+    assert counts(ingest(source, store)) == (1, 3, 0)
+
+
+def test_a_link_that_was_broken_leaves_quarantine_when_it_is_mended(source, store):
+    (source / "x.nii").symlink_to(source.parent / "offline.nii")
     assert counts(ingest(source, store)) == (3, 0, 1)
-    assert [p.item.case_id for p in ledger_of(source, store).pending] == ["x"]
+    write_nifti(source.parent / "offline.nii", scans.voxels(seed=5))
+    assert counts(ingest(source, store)) == (1, 3, 0)
+    assert read_quarantine(store.path) == []
+
+
+def test_splits_of_a_subject_do_not_follow_other_choices(source, store):
+    ingest(source, store)
+    before = {row["subject"]: row["split"] for row in VolumeIndex.read(store.path).records()}
+    ledger = ledger_of(source, store, splits=(0, 0, 1), choices=Choices(crop=True))
+    assert {p.item.subject: p.split for p in ledger.pending} == before
+
+
+def nnunet_with_test(folder, case):
+    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}
+    write_nifti(folder / "imagesTs" / f"{case}_0000.nii.gz", scans.voxels(seed=40))
+    (folder / "dataset.json").write_text(json.dumps(about))
+    return folder
+
+
+def test_a_stated_split_that_a_subject_cannot_have_is_told_before_anything_is_written(
+    source, store, tmp_path
+):
+    ingest(source, store)
+    before = {row["subject"]: row["split"] for row in VolumeIndex.read(store.path).records()}
+    person = next(name for name, split in before.items() if split != "test")
+    other = nnunet_with_test(tmp_path / "other", person)
+    with pytest.raises(UserError, match=f"says test, but its subject {person} is in") as caught:
+        ledger_of(other, store)
+    assert len(caught.value.lines) == 1
+
+
+def test_a_file_that_changes_from_channel_to_label_map_is_taken_in_again(tmp_path, store):
+    image = write_nifti(tmp_path / "i.nii", scans.voxels())
+    label = write_nifti(tmp_path / "l.nii", (scans.voxels() > 100).astype(np.uint8))
+    manifest = tmp_path / "cases.csv"
+    manifest.write_text(f"case_id,image\na,{image}|{label}\n")
+    assert counts(ingest(manifest, store)) == (1, 0, 0)
+    manifest.write_text(f"case_id,image,label\na,{image},{label}\n")
+    assert counts(ingest(manifest, store)) == (1, 0, 0)
+    row = VolumeIndex.read(store.path).row("a")
+    assert (row["channels"], list(row["structures"])) == (1, ["1"])
+
+
+def test_a_data_set_and_its_file_have_to_agree_on_the_channels(tmp_path, store):
+    write_nifti(tmp_path / "d" / "imagesTr" / "c.nii.gz", scans.voxels())
+    about = {"modality": {"0": "T1", "1": "T2"}, "training": ["imagesTr/c.nii.gz"]}
+    (tmp_path / "d" / "dataset.json").write_text(json.dumps(about))
+    ledger = ingest(tmp_path / "d", store)
+    assert counts(ledger) == (0, 0, 1)
+    assert "1 volumes, 2 in dataset.json" in ledger.quarantined[0]["message"]
+    four = np.stack([scans.voxels(seed=n) for n in (1, 2)], axis=-1)
+    write_nifti(tmp_path / "d" / "imagesTr" / "c.nii.gz", four)
+    assert counts(ingest(tmp_path / "d", store)) == (1, 0, 0)
+    assert store.read("c").shape[0] == 2
+    assert ledger_of(tmp_path / "d", store).pending == []
+
+
+def test_a_case_that_nobody_has_seen_does_not_take_the_place_of_one_of_the_source(
+    source, store, tmp_path
+):
+    ingest(source, store)
+    (tmp_path / "z").mkdir()
+    shutil.copy(source / "a.nii.gz", tmp_path / "z" / "zz.nii.gz")
+    ingest(tmp_path / "z", store, saves=False)  # killed before its tables
+    store.write(
+        read_image([ImageFiles(".nii.gz", (source / "a.nii.gz",))], case_id="zz").volume,
+        labels={},
+        label_names={},
+        record={**store.record("a"), "case_id": "zz", "source": str(tmp_path / "z" / "zz.nii.gz")},
+    )
+    assert counts(ingest(source, store)) == (0, 3, 0)
+    assert store.cases() == ["a", "b", "c"]
 
 
 def test_one_of_several_volumes_is_taken_where_the_user_says_which(source, store):

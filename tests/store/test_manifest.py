@@ -8,6 +8,7 @@ import pytest
 
 from glmae_ray.errors import UserError
 from glmae_ray.store.dicom_headers import SliceHeader
+from glmae_ray.store.scan import ReadError
 from glmae_ray.store.sources import discover
 
 NAMES = "Liver=1|Spleen=2|Kidney=3"
@@ -53,7 +54,7 @@ def test_a_row_says_all_there_is_to_say(tmp_path, suffix):
     assert item.label_names == {"Liver": 1, "Spleen": 2, "Kidney": 3}
     assert item.annotated == ("Liver", "Spleen")
     assert item.size == 6
-    assert len(sources.files) == 2
+    assert len(sources.files) == 3
     assert list(sources.others.values()) == ["the manifest"]
 
 
@@ -95,8 +96,8 @@ def test_a_folder_with_one_series_is_an_image(tmp_path):
 
     sources = found(path, lambda _: [two, one, one])
     assert sources.items == []
-    (error,) = sources.rejected.values()
-    assert "2 DICOM series" in error.message
+    assert {error.reason for error in sources.rejected.values()} == {"not_3d"}
+    assert len(sources.rejected) == 4  # the folder and its files
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,19 @@ def test_a_folder_with_one_series_is_an_image(tmp_path):
             ["row 1: label_names 'Liver' is not NAME=NUMBER"],
         ),
         (
-            [{"case_id": "", "image": "x.nii"}, {"case_id": "b", "image": "x.nii", "split": "y"}],
+            [{"case_id": "a", "image": "x.nii"}, {"case_id": "b", "image": "x.nii|y.nii"}],
+            ["row 2: image 'x.nii' is that of row 1 too"],
+        ),
+        (
+            [{"case_id": "a", "image": "x.nii", "label_names": "L=1|S=1"}],
+            ["row 1: label_names has a name or a number twice"],
+        ),
+        (
+            [{"case_id": "a", "image": "x.nii", "label_names": "L=1", "structures": "Liver"}],
+            ["row 1: structures 'Liver' is not in label_names"],
+        ),
+        (
+            [{"case_id": "", "image": "x.nii"}, {"case_id": "b", "image": "y.nii", "split": "y"}],
             ["row 1: case_id is empty", "row 2: split 'y'"],
         ),
     ],
@@ -145,8 +158,34 @@ def test_columns_that_are_not_used_are_named(tmp_path, capsys):
     assert "not used: age" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_table_from_a_spreadsheet_may_separate_by_other_signs(tmp_path, separator):
+    text = "case_id,image,split\na,x.nii,test\n".replace(",", separator)
+    (tmp_path / "cases.csv").write_text(text)
+    (item,) = found(tmp_path / "cases.csv").items
+    assert (item.case_id, item.split) == ("a", "test")
+
+
+def test_an_id_that_can_stay_as_it_is_does(tmp_path):
+    rows = [{"case_id": "e/f", "image": "x.nii"}, {"case_id": "e_f", "image": "y.nii"}]
+    first, second = found(write(tmp_path / "cases.csv", rows)).items
+    assert second.case_id == "e_f"
+    assert first.case_id.startswith("e_f-")
+
+
+def test_damaged_slices_of_a_folder_are_rejected_not_left_out(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / "scan").mkdir(exist_ok=True)
+        (tmp_path / "scan" / name).touch()
+    broken = ReadError("truncated", "two: short")
+    path = write(tmp_path / "cases.csv", [{"case_id": "a", "image": "scan"}])
+    sources = found(path, lambda _: [SliceHeader("ab" * 32, "x", None, "1"), broken])
+    assert sources.rejected == {str(tmp_path / "scan" / "two"): broken}
+
+
 def test_an_id_cannot_leave_the_store(tmp_path):
-    rows = [{"case_id": name, "image": "x.nii"} for name in ("../../etc", "..", "a/../b", ".")]
+    names = ("../../etc", "..", "a/../b", ".")
+    rows = [{"case_id": name, "image": f"{n}.nii"} for n, name in enumerate(names)]
     items = found(write(tmp_path / "cases.csv", rows)).items
     for item in items:
         assert "/" not in item.case_id

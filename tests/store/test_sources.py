@@ -98,9 +98,7 @@ def test_data_sets_inside_a_folder_are_found_beside_loose_files(tmp_path):
     assert len(sources.others) == 2
 
 
-@pytest.mark.parametrize(
-    "content", ["{", "[]", "{}", '{"channel_names": [], "labels": {}, "file_ending": ""}']
-)
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"labels": {}, "name": "x"}'])
 def test_a_folder_with_another_dataset_json_is_an_ordinary_folder(tmp_path, content):
     touch(tmp_path / "imagesTr" / "p_0000.nii.gz")
     (tmp_path / "dataset.json").write_text(content)
@@ -168,7 +166,29 @@ def test_a_file_beside_a_data_set_s_cases_is_listed_and_not_taken_for_an_image(t
     stray = touch(folder / "labelsTr" / "p7.nii.gz")
     sources = discover(str(folder))
     assert len(sources.items) == 2
-    assert "no case of the data set" in sources.others[str(stray)]
+    assert sources.rejected[str(stray)].reason == "unlisted"
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"channel_names": [], "labels": {}, "file_ending": ".nii.gz"},
+        {"channel_names": {"0": 0}, "labels": {}, "file_ending": ".nii.gz"},
+        {"channel_names": {"0": "CT"}, "labels": {}, "file_ending": ".mha"},
+        {"modality": {"0": "CT"}, "labels": None, "training": []},
+        {"modality": {"0": "CT"}, "labels": {"1": ["a"]}, "training": ["imagesTr/p_0000.nii.gz"]},
+        {"modality": {"0": "CT"}, "training": ["/far/p.nii.gz"]},
+        {"modality": {"0": 7}, "training": ["imagesTr/p_0000.nii.gz"], "test": None},
+    ],
+)
+def test_a_data_set_that_says_wrong_things_is_rejected_and_its_labels_are_no_scans(tmp_path, about):
+    for part in ("imagesTr", "labelsTr"):
+        touch(tmp_path / part / "p_0000.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    sources = discover(str(tmp_path))
+    assert sources.items == []
+    reasons = {place.rpartition("/")[2]: e.reason for place, e in sources.rejected.items()}
+    assert reasons == {"dataset.json": "unreadable", "p_0000.nii.gz": "unlisted"}
 
 
 def test_a_list_of_annotations_beside_a_data_set_says_what_was_looked_for(tmp_path):
@@ -340,3 +360,45 @@ def test_files_that_have_not_changed_are_not_looked_into_again(tmp_path):
     assert asked == [str(tmp_path / "2_a")]
     assert second.items[0].channels == first.items[0].channels
     assert second.items[0].stamp != first.items[0].stamp
+
+
+def test_single_files_are_of_the_person_named_like_them_or_like_their_folder(tmp_path):
+    for name in ("p1/ct.nii", "p2/ct.nii", "p2/late.nii", "scan7.nii"):
+        touch(tmp_path / name)
+    sources = discover(str(tmp_path))
+    assert [item.subject for item in sources.items] == ["ct", "ct", "late", "scan7"]
+    assert sources.ambiguous == ["ct"]
+    for source in (str(tmp_path), f"{tmp_path}/**/*.nii"):
+        sources = discover(source, by_folder=True)
+        assert [item.subject for item in sources.items] == ["p1", "p2", "p2", "scan7"]
+        assert sources.ambiguous == []
+
+
+def test_a_long_name_becomes_an_id_that_file_systems_take(tmp_path):
+    names = ["x" * 240 + end for end in ("1", "2")]
+    for name in names:
+        touch(tmp_path / f"{name}.nii")
+    ids = [item.case_id for item in discover(str(tmp_path)).items]
+    assert len(set(ids)) == 2
+    assert max(map(len, ids)) < 150
+
+
+def test_what_is_no_file_is_named_and_stops_nothing(tmp_path):
+    touch(tmp_path / "a.nii")
+    touch(tmp_path / "far" / "b.nii")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "far")
+    (tmp_path / "in" / "self").symlink_to(tmp_path / "in" / "self")
+    (tmp_path / "in" / "nowhere").symlink_to(tmp_path / "gone")
+    os.mkfifo(tmp_path / "in" / "pipe")
+    sources = discover(str(tmp_path))
+    assert [item.case_id for item in sources.items] == ["a", "b"]
+    names = {place.rpartition("/")[2] for place in sources.rejected}
+    assert names == {"link", "self", "nowhere", "pipe"}
+
+
+def test_a_header_cannot_take_another_image_for_its_data(tmp_path):
+    touch(tmp_path / "ok.nii")
+    for name, data in (("a.mhd", "b.mhd"), ("b.mhd", "a.mhd"), ("c.mhd", "ok.nii")):
+        (tmp_path / name).write_text(f"ObjectType = Image\nElementDataFile = {data}\n")
+    assert len(discover(str(tmp_path)).items) == 4
