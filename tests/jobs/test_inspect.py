@@ -15,7 +15,7 @@ from glmae_ray.cli import main
 from glmae_ray.jobs.inspect import centre_of
 from glmae_ray.store.index import VolumeIndex
 from glmae_ray.store.summary import describe, measure
-from glmae_ray.store.zarr_store import VolumeStore
+from glmae_ray.store.zarr_store import FORMAT, VolumeStore
 from tests.store.test_summary import make_store, write_case
 
 
@@ -45,7 +45,7 @@ def test_the_text_says_the_same_in_a_hundred_columns(store, capsys):
     text = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in text.splitlines()]
     for line in (
-        "format 1 (OME-Zarr 0.5), chunks 32 x 32 x 32, 3 levels",
+        f"format {FORMAT} (OME-Zarr 0.5), chunks 32 x 32 x 32, 3 levels",
         "val 2 1",
         "all 3 2",
         "MR: 2 cases; channels: 2; int16 1, float32 1",

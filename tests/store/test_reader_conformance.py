@@ -117,6 +117,8 @@ def test_any_image_reads_as_the_library_of_its_format_reads_it(
     dtype = np.dtype(order + dtype)
     rng = np.random.default_rng(0)
     data = full_range(dtype, shape) if dtype.kind in "iu" else rng.normal(0, 900, shape)
+    if dtype.kind in "iu" and scale != (1, 0):
+        data //= 8  # what a slope makes of whole numbers has to fit float32
     matrix = scans.affine(axes, spacing=spacing, degrees=degrees)
     with tempfile.TemporaryDirectory() as folder:
         path = written(folder, KINDS[name], data.astype(dtype), matrix)
@@ -220,7 +222,7 @@ def test_one_of_several_volumes_can_be_taken(tmp_path, kind):
         image = read(path, volume=number)
         np.testing.assert_array_equal(in_file_axes(image), data[..., number])
         np.testing.assert_allclose(image.source_affine, scans.affine(), atol=1e-4)
-        assert image.number == number
+        assert image.volumes == 3
 
 
 @every_kind
