@@ -216,30 +216,24 @@ def assign_split(subject: str, splits: Sequence[float]) -> str:
     return "val" if place < train + val else "test"
 
 
-def read_quarantine(store_path: str | Place) -> list[dict[str, str]]:
-    """Rejected sources as dicts of source, reason and message; empty if there is no table."""
-    table = _read_table(to_place(store_path) / _QUARANTINE, QUARANTINE_SCHEMA)
-    return [] if table is None else table.to_pylist()
+def read_quarantine(store_path: str | Place) -> list[dict[str, Any]]:
+    """Rejected sources, as rows of `QUARANTINE_SCHEMA`; none if there is no table."""
+    return _read_rows(store_path, _QUARANTINE, QUARANTINE_SCHEMA)
 
 
-def write_quarantine(store_path: str | Place, rows: Iterable[Mapping[str, str]]) -> None:
+def write_quarantine(store_path: str | Place, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace the quarantine table of a store in one step, rows sorted by source."""
-    ordered = sorted((dict(row) for row in rows), key=lambda row: row["source"])
-    table = pa.Table.from_pylist(ordered, schema=QUARANTINE_SCHEMA)
-    _write_table(table, to_place(store_path) / _QUARANTINE)
+    _write_rows(rows, store_path, _QUARANTINE, QUARANTINE_SCHEMA)
 
 
 def read_files(store_path: str | Place) -> list[dict[str, Any]]:
-    """Every file that was ever given to a store, and what became of it."""
-    table = _read_table(to_place(store_path) / _FILES, FILES_SCHEMA)
-    return [] if table is None else table.to_pylist()
+    """Every file that was ever given to a store, as rows of `FILES_SCHEMA`."""
+    return _read_rows(store_path, _FILES, FILES_SCHEMA)
 
 
 def write_files(store_path: str | Place, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace the table of files of a store in one step, rows sorted by location."""
-    ordered = sorted((dict(row) for row in rows), key=lambda row: row["location"])
-    table = pa.Table.from_pylist(ordered, schema=FILES_SCHEMA)
-    _write_table(table, to_place(store_path) / _FILES)
+    _write_rows(rows, store_path, _FILES, FILES_SCHEMA)
 
 
 def read_rows(raw: bytes) -> list[dict[str, Any]]:
@@ -249,6 +243,19 @@ def read_rows(raw: bytes) -> list[dict[str, Any]]:
         ValueError: It is no Parquet file.
     """
     return pq.read_table(pa.BufferReader(raw)).to_pylist()
+
+
+def _read_rows(store_path: str | Place, name: str, schema: pa.Schema) -> list[dict[str, Any]]:
+    table = _read_table(to_place(store_path) / name, schema)
+    return [] if table is None else table.to_pylist()
+
+
+def _write_rows(
+    rows: Iterable[Mapping[str, Any]], store_path: str | Place, name: str, schema: pa.Schema
+) -> None:
+    """Write rows sorted by the first column, so that their order tells nothing of the run."""
+    ordered = sorted((dict(row) for row in rows), key=lambda row: row[schema.names[0]])
+    _write_table(pa.Table.from_pylist(ordered, schema=schema), to_place(store_path) / name)
 
 
 def _read_table(place: Place, schema: pa.Schema) -> pa.Table | None:
