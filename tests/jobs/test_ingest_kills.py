@@ -85,28 +85,22 @@ def test_twenty_kills_at_random_moments_leave_the_store_of_an_uninterrupted_run(
     source = archive(tmp_path / "in", cases=400, shape=(110, 120, 100))
     command = [sys.executable, "-m", "glmae_ray.cli"]
     env = {**os.environ, "GLMAE_SUBJECT_SALT": "for tests"}
-    begin = time.monotonic()
-    run = subprocess.Popen([*command, *words(source, tmp_path / "whole")], env=env)
-    while not published(tmp_path / "whole"):
-        time.sleep(0.05)
-    start_s = time.monotonic() - begin
-    assert run.wait() == 0
-    work_s = time.monotonic() - begin - start_s
+    subprocess.run([*command, *words(source, tmp_path / "whole")], env=env, check=True)
 
     dice = random.Random(20)
     grown = []
     for _ in range(20):
+        enough = published(tmp_path / "s") + dice.randint(0, 25)
         run = subprocess.Popen(
             [*command, *words(source, tmp_path / "s")], env=env, start_new_session=True
         )
-        try:
-            run.wait(start_s + dice.uniform(-0.1, 0.1) * work_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
+        while run.poll() is None and published(tmp_path / "s") < enough:
+            time.sleep(0.02)
+        time.sleep(dice.uniform(0, 0.2))
+        os.killpg(run.pid, signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL  # it was still at work
         grown.append(published(tmp_path / "s"))
     subprocess.run([*command, *words(source, tmp_path / "s")], env=env, check=True)
-    print(f"first case {start_s:.1f} s, then {work_s:.1f} s; published after kills: {grown}")
-    assert grown[-1] > 0
-    assert len(set(grown)) > 5  # of the kills, many hit a store that was being made
+    print(f"published after the kills: {grown}")
+    assert len(set(grown)) > 10
     assert content(tmp_path / "s") == content(tmp_path / "whole")
