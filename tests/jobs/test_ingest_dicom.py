@@ -146,3 +146,16 @@ def test_a_salt_is_made_once_and_is_nobody_elses_to_read(tmp_path, monkeypatch):
     assert subject_salt() == first
     (path,) = (tmp_path / "glmae").iterdir()
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_part_of_a_series_elsewhere_takes_nothing_from_the_whole(tmp_path):
+    paths = dicoms.write_series(tmp_path / "full", dicoms.voxels(SHAPE), series="1.2.7")
+    (tmp_path / "part").mkdir()
+    for path in paths[:10]:
+        (tmp_path / "part" / path.name).write_bytes(path.read_bytes())
+    assert ingest(tmp_path / "full", tmp_path / "s") == 0
+    (whole,) = VolumeIndex.read(tmp_path / "s").case_ids()
+    before = VolumeStore.open(tmp_path / "s").read(whole)
+    assert ingest(tmp_path / "part", tmp_path / "s") == 0
+    assert len(VolumeIndex.read(tmp_path / "s")) == 2
+    np.testing.assert_array_equal(VolumeStore.open(tmp_path / "s").read(whole), before)
