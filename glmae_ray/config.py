@@ -51,6 +51,9 @@ _OnEveryAxis = BeforeValidator(_same_on_every_axis)
 Size = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], _OnEveryAxis]
 Spacing = Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], _OnEveryAxis]
 Share = Annotated[float, Field(gt=0, le=1)]
+Chance = Annotated[float, Field(ge=0, le=1)]
+Chances = Annotated[tuple[Chance, Chance, Chance], _OnEveryAxis]
+Jitter = Annotated[float, Field(ge=0, lt=1)]  # at 1 a view could come out without any contrast
 
 
 class ViewsConfig(Config):
@@ -66,6 +69,12 @@ class ViewsConfig(Config):
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6
     # HU that become 0 and 1 in CT; other modalities use the case's 0.5 and 99.5 percentiles.
     window: tuple[float, float] = (-1000.0, 1000.0)
+    # Augmentation, off (METHOD: none but the crop), one draw a view for all its channels.
+    # A mirror image along Z, Y, X; one number: the same probability on every axis.
+    flips: Chances = (0.0, 0.0, 0.0)
+    # Contrast about the window's middle by 1 +- this; brightness by +- this share of the window.
+    jitter_scale: Jitter = 0.0
+    jitter_shift: Jitter = 0.0
 
 
 PRESETS: dict[str, dict[str, int]] = {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from glmae_ray import losses
 from glmae_ray.config import LossConfig, ModelConfig, ViewsConfig
+from glmae_ray.models.augmenting import augment
 from glmae_ray.models.masking import draw_masks
 from glmae_ray.models.vit3d import (
     Block,
@@ -134,7 +135,7 @@ class GLMAE(nn.Module):
     def __init__(self, *, model: ModelConfig, views: ViewsConfig, loss: LossConfig) -> None:
         """Build the student, and the parts that a term of weight above 0 needs."""
         super().__init__()
-        self.patch, self.mask_ratio, self.loss = model.patch, views.mask_ratio, loss
+        self.patch, self.views, self.loss = model.patch, views, loss
         self.encoder = Encoder(
             channels=model.channels,
             patch=model.patch,
@@ -163,7 +164,8 @@ class GLMAE(nn.Module):
             batch: `global` and `local` int16 (B, V, C, Z, Y, X); `global_seeds` and
                 `local_seeds` int64 (B, V); `window` float32 (B, C, 2), the values that become
                 0 and 1. Only the kinds that the loss uses are needed.
-            task: `objective` gives the total under `loss` and every term and monitor by name;
+            task: `objective` gives the total under `loss` and every term and monitor by name,
+                on augmented views where the config asks for them;
                 `held_out` gives sums of reconstruction error, of the error of predicting each
                 patch's mean, and the number of views; `picture` gives a Reconstruction a kind.
             teacher_temperature: Sharpness of the teacher, for `objective`.
@@ -179,7 +181,7 @@ class GLMAE(nn.Module):
         terms: Batch = {}
         monitors: Batch = {}
         cls: dict[str, Tensor] = {}
-        masked = {kind: self._masked(batch, kind) for kind in cfg.kinds}
+        masked = {kind: self._masked(batch, kind, augmented=True) for kind in cfg.kinds}
         for kind in cfg.masked_kinds:
             z_BKE = self._encode(masked[kind])
             cls[kind] = z_BKE[:, 0].reshape(masked[kind].samples, -1, z_BKE.shape[-1])
@@ -195,18 +197,24 @@ class GLMAE(nn.Module):
         outputs |= {f"cls_std_{kind}": _spread(value) for kind, value in cls.items()}
         return {"loss": torch.stack(list(weighted.values())).sum(), **outputs, **monitors}
 
-    def _masked(self, batch: Batch, kind: str) -> MaskedViews:
-        """Window, cut and mask the views of one kind."""
-        volumes = batch[kind].to(self.encoder.cls_token.dtype)
-        low, high = batch["window"].unbind(dim=2)
-        samples, per_sample = volumes.shape[:2]
-        shape = (samples, 1, -1, 1, 1, 1)
-        unit = ((volumes - low.reshape(shape)) / (high - low).reshape(shape)).clamp(0, 1)
-        patches = patchify(unit.flatten(0, 1), self.patch)
-        seeds = batch[f"{kind}_seeds"].reshape(samples * per_sample)
-        kept, hidden = draw_masks(seeds, tokens=patches.shape[1], ratio=self.mask_ratio)
-        grid = patch_grid(list(volumes.shape[3:]), self.patch)
-        return MaskedViews(patches, kept, hidden, grid, samples)
+    def _masked(self, batch: Batch, kind: str, *, augmented: bool = False) -> MaskedViews:
+        """Cut the views of one kind into patches and mask them."""
+        volumes = self._volumes(batch, kind, augmented=augmented)
+        patches = patchify(volumes, self.patch)
+        seeds = batch[f"{kind}_seeds"].flatten()
+        kept, hidden = draw_masks(seeds, tokens=patches.shape[1], ratio=self.views.mask_ratio)
+        grid = patch_grid(list(volumes.shape[2:]), self.patch)
+        return MaskedViews(patches, kept, hidden, grid, samples=len(batch[kind]))
+
+    def _volumes(self, batch: Batch, kind: str, *, augmented: bool) -> Tensor:
+        """Cast and window the views of one kind: (B V, C, Z, Y, X) in [0, 1]."""
+        views, windows_BVC2 = batch[kind], batch["window"].unsqueeze(1)
+        if augmented:
+            seeds = batch[f"{kind}_seeds"]
+            views, windows_BVC2 = augment(views, windows_BVC2, seeds_BV=seeds, cfg=self.views)
+        low, high = windows_BVC2[..., None, None, None, :].unbind(-1)
+        unit = (views.to(self.encoder.cls_token.dtype) - low) / (high - low)
+        return unit.clamp(0, 1).flatten(0, 1)
 
     def _encode(self, views: MaskedViews) -> Tensor:
         visible = gather_tokens(views.patches_BNP, views.kept_BK)

@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from glmae_ray.config import PretrainConfig
-from glmae_ray.models.glmae import GLMAE, Prototypes
+from glmae_ray.models.augmenting import augment
+from glmae_ray.models.glmae import GLMAE, MaskedViews, Prototypes
+from glmae_ray.models.masking import draw_masks
+from glmae_ray.models.vit3d import gather_tokens, patchify
 from tests.conftest import tiny_config
 
 ONLY_LOCAL = ("loss.w_rg=0", "loss.w_gg=0", "loss.w_gl=0")
+AUGMENTED = ("views.flips=[0.5,0.4,0.3]", "views.jitter_scale=0.3", "views.jitter_shift=0.1")
 
 
 def build(*words: str) -> tuple[PretrainConfig, GLMAE]:
@@ -263,3 +267,46 @@ def test_every_channel_has_a_window_of_its_own():
     first, second = torch.isclose(both, one), torch.isclose(both, (one - 0.5) / 2 + 0.5)
     assert (first | second)[inside].all()
     assert first[inside].float().mean() == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_loss_of_the_default_config_is_that_of_the_bare_crop_to_the_bit(channels):
+    cfg, module = build(*ONLY_LOCAL, f"model.channels={channels}")
+    batch = make_batch(cfg)
+    unit = ((batch["local"].float() + 1000) / 2000).clamp(0, 1)
+    kept, hidden = draw_masks(batch["local_seeds"].flatten(), tokens=24, ratio=0.6)
+    views = MaskedViews(patchify(unit.flatten(0, 1), (8, 4, 2)), kept, hidden, (2, 3, 4), samples=3)
+    expected = module._reconstruction_error(module._encode(views), views).mean()
+    assert torch.equal(module(batch)["loss_rl"], expected)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_student_sees_patches_of_the_very_augmented_view_that_the_teacher_sees(channels):
+    cfg, module = build(*AUGMENTED, f"model.channels={channels}", "loss.w_rl=0", "loss.w_gl=0")
+    batch = make_batch(cfg)
+    seen: dict[str, torch.Tensor] = {}
+    for name in ("encoder", "teacher_encoder"):
+        module.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, name=name: seen.update({name: args[0]})
+        )
+    module(batch)
+    seeds, windows = batch["global_seeds"], batch["window"].unsqueeze(1)
+    views, windows = augment(batch["global"], windows, seeds_BV=seeds, cfg=cfg.views)
+    low, high = windows[..., None, None, None, :].unbind(-1)
+    patches = patchify(((views - low) / (high - low)).clamp(0, 1).flatten(0, 1), (8, 4, 2))
+    kept, _ = draw_masks(seeds.flatten(), tokens=patches.shape[1], ratio=cfg.views.mask_ratio)
+    assert torch.equal(seen["teacher_encoder"], patches)
+    assert torch.equal(seen["encoder"], gather_tokens(patches, kept))
+    assert not torch.equal(patches, module._masked(batch, "global").patches_BNP)
+
+
+def test_held_out_figures_and_pictures_are_never_augmented():
+    cfg, plain = build()
+    _, augmented = build(*AUGMENTED)
+    batch = make_batch(cfg)
+    assert not torch.equal(augmented(batch)["loss"], plain(batch)["loss"])
+    for kind, sums in plain(batch, task="held_out").items():
+        assert torch.equal(augmented(batch, task="held_out")[kind], sums)
+    for kind, picture in plain(batch, task="picture").items():
+        for one, other in zip(augmented(batch, task="picture")[kind], picture, strict=True):
+            assert torch.equal(one.nan_to_num(-1), other.nan_to_num(-1))
