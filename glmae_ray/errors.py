@@ -10,3 +10,7 @@ class UserError(Exception):
         """Keep the lines; the command line prints them and exits with code 2."""
         super().__init__("\n".join(lines))
         self.lines = lines
+
+
+class DamagedError(OSError):
+    """A file whose content is wrong: another try reads the same."""

@@ -8,105 +8,27 @@ number of workers. `rank_batches` checks that this is what arrived.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
+import ray
 import ray.data
 import torch
+from numpy.typing import NDArray
+from ray.data.collate_fn import DefaultCollateFn
 from torch import Tensor
 
+from glmae_ray.budget import cpus_per_maker
 from glmae_ray.config import PretrainConfig
-from glmae_ray.sampling import Plan
-from glmae_ray.store.index import VolumeIndex
-from glmae_ray.store.zarr_store import VolumeStore
-from glmae_ray.views import Source, make_views
+from glmae_ray.samples import Columns, SampleMaker
+from glmae_ray.watch import Event, Watch
 
-Columns = dict[str, np.ndarray]
+Batch = dict[str, Tensor]
 
 _NUMBERS_PER_BLOCK = 8192
-
-
-@dataclass(frozen=True)
-class SampleMaker:
-    """Makes the columns of any sample of one split; plain data that travels with every task.
-
-    Attributes:
-        store: Path of the store; each process opens it once.
-        threads: Threads of the store's reader in each task.
-        sources: The cases of the split, in the order that the plan counts them.
-        plan: Sample number -> case, boxes, seeds.
-        kinds: The kinds of view that the loss uses.
-    """
-
-    store: str
-    threads: int
-    sources: list[Source]
-    plan: Plan
-    kinds: tuple[str, ...]
-
-    def make(self, rows: Columns) -> Columns:
-        """Make the samples whose numbers are in `rows["number"]`.
-
-        Returns:
-            A kind's views int16 (B, V, C, Z, Y, X), its mask seeds int64 (B, V), the window
-            float32 (B, C, 2) that becomes [0, 1], and the numbers int64 (B,).
-        """
-        samples = [self._sample(int(number)) for number in rows["number"]]
-        return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
-
-    def _sample(self, number: int) -> Columns:
-        source = self.sources[self.plan.case(number)]
-        store = _open_store(self.store, self.threads)
-        sample: Columns = {"number": np.asarray(number)}
-        for kind in self.kinds:
-            draw = self.plan.draw(number, kind)
-            size = getattr(self.plan.views, f"{kind}_size")
-            views, window = make_views(store, source, draw.boxes, size=size)
-            sample[kind] = views
-            sample[f"{kind}_seeds"] = draw.mask_seeds
-            sample["window"] = np.asarray(window, dtype=np.float32)
-        return sample
-
-
-def sample_maker(
-    cfg: PretrainConfig, *, split: str, kinds: tuple[str, ...], threads: int = 1
-) -> SampleMaker:
-    """The maker of one split's samples.
-
-    Args:
-        cfg: The run; another split draws other boxes and masks from the same seed.
-        split: `train` or `val`.
-        kinds: `local`, `global` or both.
-        threads: Threads of the store's reader in each task.
-    """
-    index = VolumeIndex.read(cfg.store).select(split=split)
-    sources = [
-        Source(
-            case_id=row["case_id"],
-            shape=tuple(row["shape"]),
-            factors=tuple(tuple(factors) for factors in row["factors"]),
-            window=_window(row, cfg.views.window),
-        )
-        for row in index.records()
-    ]
-    seed = cfg.seed if split == "train" else cfg.seed + 2**32
-    plan = Plan(seed=seed, foreground=index.boxes(), views=cfg.views)
-    return SampleMaker(cfg.store, threads, sources, plan, kinds)
-
-
-def _window(row: Mapping[str, Any], hounsfield: tuple[float, float]) -> np.ndarray:
-    """The intensities (C, 2) of a case that become 0 and 1."""
-    if row["modality"] == "CT":
-        return np.tile(hounsfield, (row["channels"], 1))
-    window = np.stack([row["p0_5"], row["p99_5"]], axis=1)
-    # Where nearly all voxels are alike, percentiles meet; where all are, one unit is as good.
-    flat = window[:, 0] == window[:, 1]
-    window[flat] = np.stack([row["minimum"], row["maximum"]], axis=1)[flat]
-    window[:, 1] += window[:, 0] == window[:, 1]
-    return window
+_FOR_THE_HOST = ("number", "case", "fault", "made_s")
 
 
 def train_dataset(maker: SampleMaker, *, cfg: PretrainConfig, start: int) -> ray.data.Dataset:
@@ -122,44 +44,149 @@ def train_dataset(maker: SampleMaker, *, cfg: PretrainConfig, start: int) -> ray
         return maker.make({"number": rows["id"] + first})
 
     aligned = numbers.repartition(target_num_rows_per_block=cfg.micro_batch, strict=True)
-    return aligned.map_batches(views_of, batch_size=cfg.micro_batch, zero_copy_batch=True)
+    return aligned.map_batches(
+        views_of, batch_size=cfg.micro_batch, zero_copy_batch=True, **_placement(cfg)
+    )
+
+
+def _placement(cfg: PretrainConfig) -> dict[str, Any]:
+    """Where the tasks that make views run, and how many at a time."""
+    pipeline = cfg.pipeline
+    options: dict[str, Any] = {"num_cpus": cpus_per_maker(cfg)}
+    if pipeline.makers is not None:
+        options["compute"] = ray.data.TaskPoolStrategy(size=pipeline.makers)
+    if pipeline.resources:
+        options["resources"] = dict(pipeline.resources)
+    if pipeline.labels:
+        options["label_selector"] = dict(pipeline.labels)
+    return options
+
+
+class _Arrived(NamedTuple):
+    """A micro-batch, and what the worker itself reads of it: on CUDA a look would be a wait."""
+
+    columns: dict[str, NDArray[Any]]
+    batch: Batch
 
 
 def rank_batches(
-    shard: ray.data.DataIterator, *, cfg: PretrainConfig, start: int, rank: int
-) -> Iterator[dict[str, Tensor]]:
+    shard: ray.data.DataIterator,
+    *,
+    cfg: PretrainConfig,
+    maker: SampleMaker,
+    start: int,
+    rank: int,
+    device: torch.device | None = None,
+    tell: Callable[[Event], None] = lambda _: None,
+) -> Iterator[Batch]:
     """This rank's micro-batches on its device, from step `start` on.
+
+    Args:
+        shard: What Ray Data splits off for this rank.
+        cfg: The run.
+        maker: That of the samples.
+        start: Steps done.
+        rank: Of this worker.
+        device: Where the batches go; None: the CPU.
+        tell: Takes what a person should read: stand-ins, and waits.
 
     Raises:
         RuntimeError: A batch does not hold the samples that the plan puts there.
     """
-    batches = shard.iter_torch_batches(
-        batch_size=cfg.micro_batch, prefetch_batches=cfg.pipeline.prefetch_batches
+    device = device or torch.device("cpu")
+    arrived = shard.iter_torch_batches(
+        batch_size=cfg.micro_batch,
+        prefetch_batches=cfg.pipeline.prefetch_batches,
+        collate_fn=_Collate(pin=device.type == "cuda"),
     )
+    watch = Watch(maker, pipeline=cfg.pipeline, tell=tell, free=_free_resources)
     first, stride = start * cfg.global_batch, cfg.resources.workers * cfg.micro_batch
-    for turn, batch in enumerate(batches):
-        number = batch.pop("number")
-        begin = first + turn * stride + rank * cfg.micro_batch
-        if number.tolist() != list(range(begin, begin + cfg.micro_batch)):
-            raise RuntimeError(f"rank {rank} was given {number.tolist()} in place of {begin}...")
-        yield batch
+
+    def checked() -> Iterator[Batch]:
+        for turn, (columns, batch) in enumerate(_waited_for(arrived, watch)):
+            begin = first + turn * stride + rank * cfg.micro_batch
+            if columns["number"].tolist() != list(range(begin, begin + cfg.micro_batch)):
+                got = columns["number"].tolist()
+                raise RuntimeError(f"rank {rank} was given {got} in place of {begin}...")
+            yield batch
+
+    return _on_device(checked(), device)
+
+
+class _Collate(DefaultCollateFn):
+    """Columns as tensors that share Ray's memory, or pinned copies for CUDA."""
+
+    def __init__(self, *, pin: bool) -> None:
+        super().__init__(combine_chunks=True)
+        self._pin = pin
+
+    def __call__(self, batch: Any) -> _Arrived:
+        tensors = super().__call__(batch)
+        columns = {name: tensors.pop(name).numpy() for name in _FOR_THE_HOST}
+        if self._pin:
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return _Arrived(columns, tensors)
+
+
+def _waited_for(arrived: Iterable[_Arrived], watch: Watch) -> Iterator[_Arrived]:
+    """The same, each wait under watch."""
+    batches = iter(arrived)
+    while True:
+        asked = time.perf_counter()
+        with watch.waiting():
+            item = next(batches, None)
+        if item is None:
+            return
+        watch.take(item.columns, waited_s=time.perf_counter() - asked)
+        yield item
+
+
+def _on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on the device; on CUDA each is copied while the one before it is used."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    copies = torch.cuda.Stream(device)
+    before: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            moved = {name: part.to(device, non_blocking=True) for name, part in batch.items()}
+            done = copies.record_event()
+        if before is not None:
+            yield _usable(*before)
+        before = (moved, done)
+    if before is not None:
+        yield _usable(*before)
+
+
+def _usable(batch: Batch, copied: torch.cuda.Event) -> Batch:
+    """Let the device's present stream wait for the copy, and own the memory."""
+    present = torch.cuda.current_stream()
+    present.wait_event(copied)
+    for part in batch.values():
+        part.record_stream(present)
+    return batch
+
+
+def _free_resources() -> dict[str, float]:
+    """Of the cluster, for `Watch`."""
+    names = ("CPU", "object_store_memory")
+    free, total = ray.available_resources(), ray.cluster_resources()
+    return {name: free.get(name, 0.0) for name in names} | {
+        f"total_{name}": total.get(name, 0.0) for name in names
+    }
 
 
 def fixed_batches(
     maker: SampleMaker, *, samples: int, rank: int, workers: int, device: torch.device
-) -> list[dict[str, Tensor]]:
+) -> list[Batch]:
     """The held-out samples of one rank, one a batch, kept in memory; equally many on every rank."""
     numbers = range(rank, samples - samples % workers, workers)
     return [
         {
             name: torch.from_numpy(column).to(device)
             for name, column in maker.make({"number": np.array([number])}).items()
+            if name not in _FOR_THE_HOST
         }
         for number in numbers
     ]
-
-
-@functools.lru_cache(maxsize=4)
-def _open_store(path: str, threads: int) -> VolumeStore:
-    # Ray Data unpickles the maker for every task; the store's open arrays should outlive one.
-    return VolumeStore.open(path, threads=threads)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from glmae_ray.paths import publish
 from glmae_ray.pictures import draw_panels
 
 METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
 _PLAIN_LINE_S = 10.0
 # Parts of a run that follow one another.
 _SECONDS = ("first_batch_s", "interval_s", "aside_s")
@@ -69,9 +70,32 @@ class RunLog:
             self._writer.add_figure(f"pictures/{name}", figure, step)
 
 
+class Told(Protocol):
+    """What a person should read; see `glmae_ray/watch.py`."""
+
+    kind: str
+    line: str
+    facts: dict[str, Any]
+
+
+def write_event(run: Path, event: Told, *, rank: int) -> None:
+    """Append an event to RUN/events.jsonl; workers may write at the same time."""
+    record = {"event": event.kind, "rank": rank, "line": event.line, **event.facts}
+    with (run / EVENTS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_events(run: Path) -> list[Record]:
+    """All events of a run, in order; a last line that is not yet complete is left out."""
+    return _read_lines(run / EVENTS)
+
+
 def read_metrics(run: Path) -> list[Record]:
     """All records of a run; a last line that a kill cut short is left out."""
-    path = run / METRICS
+    return _read_lines(run / METRICS)
+
+
+def _read_lines(path: Path) -> list[Record]:
     if not path.exists():
         return []
     *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
@@ -120,9 +144,13 @@ def progress(run: Path, *, steps: int) -> Iterator[None]:
 
 def _follow(run: Path, steps: int, stop: threading.Event) -> None:
     show = _Bar(steps) if sys.stderr.isatty() else _Lines(steps)
-    seen = 0
+    seen, told = 0, len(read_events(run))
     while True:
         last_look = stop.is_set()
+        for event in read_events(run)[told:]:
+            told += 1
+            if event["event"] != "stand_in":  # thousands of which there may be
+                print(event["line"], file=sys.stderr, flush=True)
         records = [r for r in read_metrics(run) if "loss" in r]
         if len(records) > seen:
             seen = len(records)

@@ -1,18 +1,20 @@
 """Boxes and a store become views: fixed-shape int16 arrays, anti-aliased, the same on any machine.
 
-A box is read from the coarsest pyramid level that still has the target size in it, and resized
-along one axis after the other. All arithmetic is element by element in a fixed order, so the
-result does not depend on threads, vector units or a matrix library.
+A box is read from the coarsest pyramid level that is fine enough for the view, all boxes of a
+sample together, and resized along one axis after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from glmae_ray.resizing import axis_taps, resize
+from glmae_ray.blocks import Blocks
+from glmae_ray.resizing import Code, Taps, axis_taps, resize
 
 Size = tuple[int, int, int]
 Box = Sequence[Sequence[int]]  # start and stop along Z, Y, X
@@ -24,65 +26,105 @@ _CODES = (-32767.0, 32767.0)
 class Reader(Protocol):
     """What a view needs of a store."""
 
-    def read_many(self, requests: Sequence[tuple[str, int, Box]]) -> list[np.ndarray]:
-        """Read boxes (case, level, box in that level's voxels) as (C, Z, Y, X) arrays."""
+    def read_blocks(self, requests: Sequence[tuple[str, int, Box]]) -> list[Blocks]:
+        """Read boxes (case, level, box in that level's voxels) as (C, Z, Y, X) blocks."""
 
 
-class Source(NamedTuple):
-    """The facts about one case that view making needs."""
+@dataclass(frozen=True)
+class Source:
+    """The facts about one case that view making needs.
+
+    Attributes:
+        case_id: Its id in the store.
+        shape: (Z, Y, X) of level 0.
+        factors: Level-0 voxels per voxel of each level, (Z, Y, X).
+        is_integer: Whether its intensities are whole numbers.
+        window: float64 (C, 2), the intensities that become 0 and 1.
+        tissue: float64 (C,), the intensity that air does not exceed.
+    """
 
     case_id: str
-    shape: Size  # level 0
-    factors: tuple[Size, ...]  # level-0 voxels per voxel of each level
-    window: np.ndarray  # float64 (C, 2), the intensities that become 0 and 1
+    shape: Size
+    factors: tuple[Size, ...]
+    is_integer: bool
+    window: NDArray[np.float64]
+    tissue: NDArray[np.float64]
+
+    @property
+    def codes(self) -> list[Code]:
+        """How each channel's intensities become int16; none: as they are."""
+        if self.is_integer:
+            return []
+        first, last = _CODES
+        scales = [(last - first) / (high - low) for low, high in self.window]
+        return [
+            Code(low, high, scale, first - low * scale)
+            for (low, high), scale in zip(self.window.tolist(), scales, strict=True)
+        ]
+
+    @property
+    def coded_window(self) -> NDArray[np.float64]:
+        """The window in the units of the views, (C, 2)."""
+        return self.window if self.is_integer else np.tile(_CODES, (len(self.window), 1))
+
+    def is_air(self, view: NDArray[np.int16]) -> bool:
+        """Whether a view (C, Z, Y, X) shows nothing but air in every channel."""
+        limits = self.tissue
+        if not self.is_integer:
+            pairs = zip(self.tissue, self.codes, strict=True)
+            limits = np.array([value * code.scale + code.shift for value, code in pairs])
+        return bool((view.max(axis=(1, 2, 3)) <= limits).all())
 
 
-def make_views(
-    reader: Reader, source: Source, boxes: np.ndarray, *, size: Size
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cut and resize the views of one kind; their boxes are read concurrently.
+class Cut(NamedTuple):
+    """One view to make: where it lies, and the array (C, Z, Y, X) int16 that takes it."""
+
+    box: NDArray[np.int64]  # (2, 3): start and stop along Z, Y, X in level-0 voxels
+    out: NDArray[np.int16]
+
+
+def make_views(reader: Reader, source: Source, cuts: Sequence[Cut], *, level_share: float) -> None:
+    """Cut views out of a case and resize them; all boxes are read together.
+
+    Integer cases keep their intensities; floating-point ones are spread over the int16 range, so
+    that `source.coded_window` is what becomes 0 and 1.
 
     Args:
         reader: The store.
         source: The case.
-        boxes: int64 (V, 2, 3), level-0 voxels.
-        size: Z, Y, X of each view.
-
-    Returns:
-        int16 (V, C, Z, Y, X) and the window (C, 2) in the units of that array. Integer cases keep
-        their intensities; floating-point ones are spread over the int16 range.
+        cuts: The views, of any sizes.
+        level_share: See `choose_level`.
     """
-    levels = [choose_level(box, source.factors, size) for box in boxes]
-    plans = [
-        [
-            axis_taps(box[:, axis], source.factors[level][axis], source.shape[axis], size[axis])
-            for axis in range(3)
-        ]
-        for box, level in zip(boxes, levels, strict=True)
-    ]
-    requests = [
-        (source.case_id, level, (tuple(t.start for t in taps), tuple(t.stop for t in taps)))
-        for taps, level in zip(plans, levels, strict=True)
-    ]
-    crops = reader.read_many(requests)
-    views = np.empty((len(boxes), crops[0].shape[0], *size), dtype=np.int16)
-    is_integer = np.issubdtype(crops[0].dtype, np.integer)
-    for view, crop, taps in zip(views, crops, plans, strict=True):
-        resized = resize(crop, taps)
-        view[:] = np.rint(resized if is_integer else _encode(resized, source.window))
-    return views, source.window if is_integer else np.tile(_CODES, (len(source.window), 1))
+    levels = [choose_level(cut, source.factors, level_share) for cut in cuts]
+    taps = [_taps(cut, source, level) for cut, level in zip(cuts, levels, strict=True)]
+    boxes = [(tuple(t.start for t in axes), tuple(t.stop for t in axes)) for axes in taps]
+    requests = [(source.case_id, level, box) for level, box in zip(levels, boxes, strict=True)]
+    codes = source.codes
+    for blocks, axes, cut in zip(reader.read_blocks(requests), taps, cuts, strict=True):
+        resize(blocks, axes, cut.out, code=codes)
 
 
-def choose_level(box: np.ndarray, factors: tuple[Size, ...], size: Size) -> int:
-    """Coarsest level on which the box still has at least `size` voxels along every axis."""
-    sides = box[1] - box[0]
-    enough = [level for level, f in enumerate(factors) if np.all(sides >= np.multiply(f, size))]
+def choose_level(cut: Cut, factors: tuple[Size, ...], share: float) -> int:
+    """Coarsest level on which the box has enough voxels along every axis.
+
+    Args:
+        cut: The view.
+        factors: Level-0 voxels per voxel of each level.
+        share: How many voxels of the level are enough for one of the view.
+    """
+    sides = cut.box[1] - cut.box[0]
+    needed = share * np.array(cut.out.shape[1:])
+    enough = [level for level, factor in enumerate(factors) if np.all(sides >= factor * needed)]
     return max(enough, default=0)
 
 
-def _encode(values: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """Map each channel's window to the int16 codes; what lies outside is cut off."""
-    low, high = window.astype(np.float32).T[:, :, None, None, None]
-    first, last = _CODES
-    unit = ((values - low) / (high - low)).clip(0, 1)
-    return first + unit * (last - first)
+def _taps(cut: Cut, source: Source, level: int) -> list[Taps]:
+    return [
+        axis_taps(
+            cut.box[:, axis],
+            source.factors[level][axis],
+            source.shape[axis],
+            cut.out.shape[1 + axis],
+        )
+        for axis in range(3)
+    ]

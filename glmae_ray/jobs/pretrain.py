@@ -6,16 +6,17 @@ import json
 import os
 import platform
 import subprocess
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from glmae_ray.config import PretrainConfig
 from glmae_ray.errors import UserError
+from glmae_ray.jobs.allotment import Allotment, allot
 from glmae_ray.jobs.ray_session import ray_session
 from glmae_ray.paths import UNFINISHED, is_url, publish, to_place
-from glmae_ray.store.index import VolumeIndex
+from glmae_ray.store.index import FINGERPRINT_COLUMNS, VolumeIndex
+from glmae_ray.store.selection import columns_to_select, select_cases
 from glmae_ray.store.zarr_store import VolumeStore
 from glmae_ray.tracking import progress, summarise
 
@@ -24,14 +25,6 @@ from glmae_ray.tracking import progress, summarise
 _FREE = {"store", "run", "resources", "ray", "save", "log", "pipeline"}
 _FIRST_FILES = {"environment.json", f"environment.json{UNFINISHED}", f"config.json{UNFINISHED}"}
 _PACKAGES = ("glmae-ray", "torch", "ray", "deepspeed", "zarr", "tensorstore", "pyarrow", "monai")
-
-
-@dataclass(frozen=True)
-class Allotment:
-    """What each training worker is given by Ray."""
-
-    gpu: bool
-    cpus: float
 
 
 def run(cfg: PretrainConfig) -> None:
@@ -51,7 +44,7 @@ def run(cfg: PretrainConfig) -> None:
         print(f"{folder}: has done its {cfg.steps} steps already")
     else:
         with ray_session(cfg.ray):
-            allotment = allot(cfg)
+            allotment = _allot(cfg)
             _write_facts(cfg, folder, fingerprint)
             with progress(folder, steps=cfg.steps):
                 _fit(cfg, allotment)
@@ -59,44 +52,31 @@ def run(cfg: PretrainConfig) -> None:
     print(f"run: {folder}")
 
 
-def allot(cfg: PretrainConfig) -> Allotment:
-    """Decide on GPUs and CPUs, and see that the cluster has them, for workers and readers.
-
-    Raises:
-        UserError: It can never give what the run asks for.
-    """
+def _allot(cfg: PretrainConfig) -> Allotment:
+    """See that the cluster that runs has what the run needs; says what that is."""
     import ray
 
-    have = ray.cluster_resources()
-    cpus, gpus, workers = have.get("CPU", 0.0), have.get("GPU", 0.0), cfg.resources.workers
-    gpu = gpus > 0 if cfg.resources.gpu is None else cfg.resources.gpu
-    if gpu and workers > gpus:
-        raise UserError(f"resources.workers: {workers} need a GPU each; the cluster has {gpus:g}")
-    if not gpu and cfg.engine.precision == "fp16":
-        raise UserError("engine.precision: fp16 needs GPUs; use bf16 or float32 on CPUs")
-    each = cfg.resources.cpus_per_worker or (1.0 if gpu else 0.5)
-    if workers * each + 1 > cpus:
-        raise UserError(
-            f"resources.workers: {workers} at {each:g} CPU each and 1 CPU to make their views "
-            f"are {workers * each + 1:g} CPUs; the cluster has {cpus:g}"
-        )
-    return Allotment(gpu, each)
+    allotment = allot(cfg, [node for node in ray.nodes() if node["Alive"]])
+    for line in (allotment.budget.line(), *allotment.warnings):
+        print(line)
+    return allotment
 
 
 def _check_store(cfg: PretrainConfig) -> str:
     """See that the store can feed the run; its fingerprint."""
     VolumeStore.open(cfg.store)
-    index = VolumeIndex.read(cfg.store)
-    train, val = index.select(split="train"), index.select(split="val")
-    if len(train.rows) == 0:
-        raise UserError(f"store: {cfg.store} holds no case of the split train")
-    channels = sorted(set(index.rows["channels"].to_pylist()))
+    needed = {*FINGERPRINT_COLUMNS, "channels", *columns_to_select(cfg.sampling)}
+    index = VolumeIndex.read(cfg.store, columns=needed)
+    chosen, val = select_cases(index, cfg.sampling).index, index.select(split="val")
+    channels = sorted({*chosen.column("channels").tolist(), *val.column("channels").tolist()})
     if channels != [cfg.model.channels]:
         raise UserError(
             f"model.channels: {cfg.model.channels}, but the store's cases have {channels}"
         )
-    if len(val.rows) == 0 and cfg.loss.reconstructed:
+    if len(val) == 0 and cfg.loss.reconstructed:
         print(f"{cfg.store}: no case of the split val, so no held-out reconstruction is measured")
+    if both := len(chosen.select(split="val")):
+        print(f"sampling.where: {both} chosen cases are of the split val, which is held out")
     return index.fingerprint()
 
 
@@ -174,7 +154,8 @@ def _fit(cfg: PretrainConfig, allotment: Allotment) -> None:
 
     from glmae_ray import checkpoint
     from glmae_ray.jobs.pretrain_worker import train_worker
-    from glmae_ray.pipeline import sample_maker, train_dataset
+    from glmae_ray.pipeline import train_dataset
+    from glmae_ray.samples import sample_maker
 
     maker = sample_maker(cfg, split="train", kinds=cfg.loss.kinds)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from pathlib import Path
@@ -17,8 +18,9 @@ from glmae_ray.config import PretrainConfig
 from glmae_ray.engine import Engine
 from glmae_ray.loop import StepInfo, held_out_reconstruction, train_steps
 from glmae_ray.models.glmae import GLMAE
-from glmae_ray.pipeline import fixed_batches, rank_batches, sample_maker
-from glmae_ray.tracking import Record, RunLog
+from glmae_ray.pipeline import fixed_batches, rank_batches
+from glmae_ray.samples import sample_maker
+from glmae_ray.tracking import Record, RunLog, write_event
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -33,7 +35,15 @@ def train_worker(settings: dict[str, Any]) -> None:
     start = checkpoint.resume(engine)
     sitting = _Sitting(cfg, engine, start=start)
     shard = ray.train.get_dataset_shard("train")
-    batches = rank_batches(shard, cfg=cfg, start=start, rank=context.get_world_rank())
+    batches = rank_batches(
+        shard,
+        cfg=cfg,
+        maker=sample_maker(cfg, split="train", kinds=cfg.loss.kinds),
+        start=start,
+        rank=context.get_world_rank(),
+        device=device,
+        tell=functools.partial(write_event, Path(cfg.run), rank=context.get_world_rank()),
+    )
     if start == 0:
         sitting.validate(step=0)
     for info in train_steps(engine, batches, cfg=cfg, start=start):
@@ -61,7 +71,7 @@ class _Sitting:
         if not cfg.loss.reconstructed:
             return []
         maker = sample_maker(cfg, split="val", kinds=cfg.loss.reconstructed)
-        if not maker.sources:
+        if not len(maker.index):
             return []
         samples = max(self._workers, cfg.validation.samples)
         return fixed_batches(

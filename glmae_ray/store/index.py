@@ -1,11 +1,17 @@
-"""VolumeIndex: the Parquet table of cases, and the quarantine table; the only door to pyarrow."""
+"""VolumeIndex: the Parquet table of cases, and the quarantine table; the only door to pyarrow.
+
+`schema` holds the columns of its tables and `where` evaluates expressions on them; both belong to
+the door and are imported here only.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,71 +22,15 @@ from numpy.typing import NDArray
 
 from glmae_ray.errors import UserError
 from glmae_ray.paths import Place, publish, read_file, to_place
+from glmae_ray.store.schema import FILES_SCHEMA, QUARANTINE_SCHEMA, SCHEMA
+from glmae_ray.store.where import matching
 
 INGEST_VERSION = 2  # of what ingest computes; goes up when a row would come out different
-
-_TRIPLE = pa.list_(pa.int32(), 3)
-_AFFINE = pa.list_(pa.float64(), 16)
-_PER_CHANNEL = pa.list_(pa.float64())
-
-SCHEMA = pa.schema(
-    [
-        ("case_id", pa.string()),
-        ("subject", pa.string()),
-        ("split", pa.string()),  # train, val, test
-        ("modality", pa.string()),
-        ("channels", pa.int32()),
-        ("shape", _TRIPLE),  # level 0, (Z, Y, X)
-        ("spacing", pa.list_(pa.float64(), 3)),  # level 0, (Z, Y, X) in mm
-        ("affine", _AFFINE),  # row by row: canonical index (z, y, x, 1) to RAS+ mm
-        ("source_affine", _AFFINE),  # row by row: file index (x, y, z, 1) to RAS+ mm
-        ("source_shape", _TRIPLE),  # file axes (X, Y, Z)
-        ("dtype", pa.string()),
-        ("minimum", _PER_CHANNEL),  # this and the next six: intensities inside the
-        ("maximum", _PER_CHANNEL),  # foreground box, in stored units
-        ("p0_5", _PER_CHANNEL),
-        ("p50", _PER_CHANNEL),
-        ("p99_5", _PER_CHANNEL),
-        ("mean", _PER_CHANNEL),
-        ("std", _PER_CHANNEL),
-        ("box_start", _TRIPLE),  # foreground box in level-0 voxels (Z, Y, X)
-        ("box_stop", _TRIPLE),  # exclusive
-        ("factors", pa.list_(_TRIPLE)),  # per level: level-0 voxels per voxel (Z, Y, X)
-        ("structures", pa.map_(pa.string(), pa.int64())),  # labels present: voxels
-        ("annotated", pa.list_(pa.string())),  # structures looked for; null: nobody says
-        ("filled", pa.int64()),  # voxels that were NaN or infinite and were given a value
-        ("acquisition", pa.map_(pa.string(), pa.string())),  # technical facts, from DICOM
-        ("source", pa.string()),  # location of the first file
-        ("source_hash", pa.string()),  # SHA-256 of the files of images and label map, in order
-        ("source_stamp", pa.string()),  # paths, sizes, times: equal means not worth opening
-        ("voxel_hash", pa.string()),  # SHA-256 of shape and voxels of level 0
-        ("reader", pa.string()),
-        ("ingest_version", pa.int32()),
-        ("options", pa.map_(pa.string(), pa.string())),  # choices that shaped this case
-    ]
-)
-QUARANTINE_SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("reason", pa.string()),
-        ("message", pa.string()),
-        ("stamp", pa.string()),  # of files and choices: equal means not worth another try
-        ("voxel_hash", pa.string()),  # of a duplicate
-    ]
-)
-FILES_SCHEMA = pa.schema(
-    [
-        ("location", pa.string()),
-        ("size", pa.int64()),
-        ("stamp", pa.string()),
-        ("outcome", pa.string()),  # case, quarantined, not_an_image
-        ("case_id", pa.string()),
-        ("dicom", pa.string()),  # JSON of the header's facts: not worth opening again
-    ]
-)
+FINGERPRINT_COLUMNS = ("case_id", "voxel_hash", "split")
 
 _INDEX, _QUARANTINE, _FILES = "index.parquet", "quarantine.parquet", "files.parquet"
 _MAPS = ("structures", "options", "acquisition")
+_LINES_AT_ONCE = 65536  # some 10 MB of text
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +38,14 @@ class VolumeIndex:
     """The cases of a store, sorted by case id; what a plan needs without opening the store.
 
     Attributes:
-        rows: Table with the columns of `SCHEMA`.
+        rows: Table with the columns of `SCHEMA`, or with some of them.
     """
 
     rows: pa.Table
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the rows alone; with protocol 5, their buffers go out of band."""
+        return VolumeIndex, (self.rows,)
 
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, Any]]) -> VolumeIndex:
@@ -100,18 +54,30 @@ class VolumeIndex:
         return cls(pa.Table.from_pylist([_with_pairs(row) for row in ordered], schema=SCHEMA))
 
     @classmethod
-    def read(cls, store_path: str | Place, *, missing_ok: bool = False) -> VolumeIndex:
-        """Read the index of a store; with `missing_ok`, one that is not there yet has no cases.
+    def read(
+        cls,
+        store_path: str | Place,
+        *,
+        columns: Iterable[str] | None = None,
+        missing_ok: bool = False,
+    ) -> VolumeIndex:
+        """Read the index of a store.
+
+        Args:
+            store_path: The store.
+            columns: Names out of `SCHEMA`; None: all. From a local store nothing else is read;
+                an object store sends the whole table.
+            missing_ok: An index that is not there yet has no cases.
 
         Raises:
             UserError: There is no index yet, or no store.
         """
-        rows = _read_table(to_place(store_path) / _INDEX, SCHEMA)
+        rows = _read_table(to_place(store_path) / _INDEX, SCHEMA, columns=columns)
         if rows is None and missing_ok:
             return cls.from_records([])
         if rows is None:
             raise UserError(f"store: {store_path} has no {_INDEX}; `glmae ingest` makes it")
-        return cls(rows)
+        return cls(rows.combine_chunks())
 
     def write(self, store_path: str | Place) -> None:
         """Write the index into a store, in one step for whoever reads it."""
@@ -127,7 +93,43 @@ class VolumeIndex:
         for name, value in (("split", split), ("modality", modality)):
             if value is not None:
                 rows = rows.filter(pc.equal(rows[name], value))
-        return VolumeIndex(rows)
+        return VolumeIndex(rows.combine_chunks())
+
+    def where(self, expression: str, *, field: str) -> VolumeIndex:
+        """The cases for which an expression holds.
+
+        Args:
+            expression: See `glmae_ray/expressions.py`.
+            field: Whose value it is, for the line about a mistake.
+
+        Raises:
+            UserError: The expression is wrong.
+        """
+        return self.keep(self.matches(expression, field=field))
+
+    def matches(self, expression: str, *, field: str) -> NDArray[np.bool_]:
+        """Whether an expression holds, for each case, bool (N,); the arguments are `where`'s.
+
+        Raises:
+            UserError: The expression is wrong.
+        """
+        try:
+            return matching(self.rows, expression)
+        except ValueError as error:
+            raise UserError(f"{field}: {expression!r} is wrong: {error}") from None
+
+    def keep(self, mask: NDArray[np.bool_]) -> VolumeIndex:
+        """The cases where a mask bool (N,) is true; a copy, so that the others can be freed."""
+        return VolumeIndex(self.rows.filter(pa.array(mask)).combine_chunks())
+
+    def at(self, position: int) -> dict[str, Any]:
+        """The case of a row as a dict of the columns there are, in some 30 microseconds.
+
+        Raises:
+            IndexError: There is no such row.
+        """
+        row = {name: values[position].as_py() for name, values in self._arrays.items()}
+        return _with_dicts(row)
 
     def row(self, case_id: str) -> dict[str, Any]:
         """One case as a dict.
@@ -135,7 +137,7 @@ class VolumeIndex:
         Raises:
             KeyError: No such case.
         """
-        return _with_dicts(self.rows.slice(self._positions[case_id], 1).to_pylist()[0])
+        return self.at(self._positions[case_id])
 
     def records(self) -> list[dict[str, Any]]:
         """All cases as dicts, the form that `from_records` takes."""
@@ -185,10 +187,24 @@ class VolumeIndex:
 
     def fingerprint(self) -> str:
         """SHA-256 over what a training run depends on: ids, voxels and splits."""
-        names = ("case_id", "voxel_hash", "split")
-        columns = [self.rows[name].to_pylist() for name in names]
-        lines = sorted("\t".join(row) for row in zip(*columns, strict=True))
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        # Large strings: all lines together may exceed 2 GB.
+        columns = [self.rows[name].cast(pa.large_string()) for name in FINGERPRINT_COLUMNS]
+        lines = pc.binary_join_element_wise(*columns, pa.scalar("\t", pa.large_string()))
+        lines = lines.take(pc.sort_indices(lines))
+        digest = hashlib.sha256()
+        for begin in range(0, len(lines), _LINES_AT_ONCE):
+            text = "\n".join(lines.slice(begin, _LINES_AT_ONCE).to_pylist())
+            digest.update(f"\n{text}".encode() if begin else text.encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def _arrays(self) -> dict[str, pa.Array]:
+        """Each column as one array; looking up a row of a table takes longer."""
+        columns = zip(self.rows.column_names, self.rows.columns, strict=True)
+        return {
+            name: column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+            for name, column in columns
+        }
 
     @cached_property
     def _positions(self) -> dict[str, int]:
@@ -258,9 +274,23 @@ def _write_rows(
     _write_table(pa.Table.from_pylist(ordered, schema=schema), to_place(store_path) / name)
 
 
-def _read_table(place: Place, schema: pa.Schema) -> pa.Table | None:
-    raw = read_file(place)
-    return None if raw is None else pq.read_table(pa.BufferReader(raw), schema=schema)
+def _read_table(
+    place: Place, schema: pa.Schema, *, columns: Iterable[str] | None = None
+) -> pa.Table | None:
+    names = None if columns is None else sorted(set(columns), key=schema.names.index)
+    with _open(place) as source:
+        return source and pq.read_table(source, schema=schema, columns=names)
+
+
+def _open(place: Place) -> AbstractContextManager[pa.NativeFile | None]:
+    """A file to read from, None where there is none; of a local one, only what is asked for."""
+    if not isinstance(place, Path):
+        raw = read_file(place)
+        return nullcontext() if raw is None else pa.BufferReader(raw)
+    try:
+        return pa.memory_map(str(place))
+    except (FileNotFoundError, NotADirectoryError):
+        return nullcontext()
 
 
 def _write_table(table: pa.Table, place: Place) -> None:
@@ -275,4 +305,5 @@ def _with_pairs(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_dicts(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, **{name: dict(row[name]) for name in _MAPS}}
+    """Maps as dicts, those that are there."""
+    return {**row, **{name: dict(row[name]) for name in _MAPS if name in row}}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from glmae_ray.blocks import Blocks
 from glmae_ray.resizing import axis_taps, resize
 from glmae_ray.store.layout import pyramid_factors
 from glmae_ray.store.pyramid import make_pyramid
@@ -36,13 +37,12 @@ def resampled(volume: Volume, label: Label, *, spacing: Spacing) -> tuple[Volume
         for side, times, length in zip(sides, ratio, volume.shape, strict=True)
     ]
     windows = tuple(slice(t.start, t.stop) for t in taps)
-    array = resize(volume.array[(slice(None), *windows)], taps)
-    if volume.array.dtype.kind == "i":
-        array = np.rint(array, out=array)
+    array = np.empty((len(volume.array), *sides), volume.array.dtype)
+    resize(Blocks.whole(volume.array[(slice(None), *windows)]), taps, array)
     affine = volume.affine.copy()
     affine[:3, :3] *= ratio
     affine[:3, 3] += volume.affine[:3, :3] @ ((ratio - 1) / 2)  # the centre of the first new voxel
-    moved = Volume(array.astype(volume.array.dtype), affine, volume.modality, volume.case_id)
+    moved = Volume(array, affine, volume.modality, volume.case_id)
     if label is None:
         return moved, None
     nearest = [

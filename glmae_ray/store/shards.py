@@ -14,7 +14,7 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-_NOWHERE = 2**64 - 1  # offset and length of a chunk without data
+NOWHERE = 2**64 - 1  # offset and length of a chunk without data
 _SHUFFLES = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE}
 
 
@@ -35,7 +35,7 @@ def encode_shard(array: NDArray[Any], metadata: Mapping[str, Any]) -> bytes | No
     for chunk in _chunks(array, nothing):
         raw = chunk.tobytes()
         if raw == nothing_raw:
-            index.append((_NOWHERE, _NOWHERE))
+            index.append((NOWHERE, NOWHERE))
             continue
         parts.append(_compressed(raw, sharding["codecs"][1]["configuration"]))
         index.append((end, len(parts[-1])))

@@ -67,11 +67,19 @@ def label_counts(label: NDArray[Any]) -> dict[int, int]:
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
+def tissue_above(low: float, high: float, *, modality: str) -> float:
+    """The intensity that air does not exceed.
+
+    Args:
+        low: Percentile 0.5 of the intensities.
+        high: Percentile 99.5.
+        modality: "CT" means HU.
+    """
+    return _TISSUE_HU if modality.upper() == "CT" else low + _TISSUE_SHARE * (high - low)
+
+
 def _tissue(channel: NDArray[Any], modality: str) -> NDArray[np.bool_]:
-    if modality.upper() == "CT":
-        return channel > _TISSUE_HU
-    low, high = np.percentile(channel, (0.5, 99.5))
-    return channel > low + _TISSUE_SHARE * (high - low)
+    return channel > tissue_above(*np.percentile(channel, (0.5, 99.5)), modality=modality)
 
 
 def _grown(low: int, high: int, side: int) -> tuple[int, int]:

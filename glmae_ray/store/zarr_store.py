@@ -1,21 +1,21 @@
 """VolumeStore: cases as OME-Zarr groups with a pyramid and labels; the only door to Zarr.
 
-Arrays go through tensorstore (zarr-python reads the chunks of a shard one after another), the
-documents of groups are JSON. A case is published by the document of its group, written last: a
-case folder without it is what a killed job left, nobody sees it, and the next write replaces it.
+Arrays are written by `shards` and read by `chunks`, the documents of groups are JSON. A case is
+published by the document of its group, written last: a case folder without it is what a killed
+job left, nobody sees it, and the next write replaces it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tensorstore as ts
 from numpy.typing import NDArray
 
+from glmae_ray.config import CacheLimits
 from glmae_ray.errors import UserError
 from glmae_ray.paths import (
     UNFINISHED,
@@ -29,11 +29,15 @@ from glmae_ray.paths import (
     to_place,
 )
 from glmae_ray.store import layout
-from glmae_ray.store.arrays import array_errors, kvstore, make_context
 from glmae_ray.store.layout import pyramid_factors
 from glmae_ray.store.pyramid import make_pyramid
+from glmae_ray.store.ranges import LocalRanges, Ranges
 from glmae_ray.store.shards import encode_shard
 from glmae_ray.volume import Shape, Volume
+
+if TYPE_CHECKING:
+    from glmae_ray.blocks import Blocks
+    from glmae_ray.store.chunks import Opening
 
 FORMAT = 2  # of the store; goes up when an older reader would go wrong
 
@@ -42,7 +46,8 @@ Request = tuple[str, int, Box | None]  # case id, level, box in voxels of that l
 
 _DOCUMENT = "zarr.json"
 _BEFORE_DOCUMENT = {"cases", _DOCUMENT + UNFINISHED}  # all that a killed `create` leaves
-_OPEN_ARRAYS = 4096  # handles kept per process; an archive may hold far more cases than that
+_OPEN_ARRAYS = 1024  # kept per process, 64 KiB for 512^3 voxels; an archive may hold far more
+_IMAGE_KEY, _LABEL_KEY = layout.shard_key(4), layout.shard_key(3)
 
 
 class VolumeStore:
@@ -53,7 +58,13 @@ class VolumeStore:
     """
 
     def __init__(
-        self, path: str | Place, *, chunk: Shape, levels: int, threads: int | None = None
+        self,
+        path: str | Place,
+        *,
+        chunk: Shape,
+        levels: int,
+        threads: int = 1,
+        cache: CacheLimits | None = None,
     ) -> None:
         """Name a store without touching it; `create` and `open` are what callers want.
 
@@ -61,11 +72,13 @@ class VolumeStore:
             path: The STORE folder, a path or `s3://BUCKET/FOLDER`.
             chunk: Sides (Z, Y, X) of the compressed blocks inside a shard.
             levels: Pyramid levels of every case.
-            threads: Cap on threads that read and decode; None leaves it to tensorstore.
+            threads: How many decode at a time in each call that reads.
+            cache: Where chunks from an object store are kept on this machine; None: nowhere.
         """
         self.path = _store_place(path)
-        self.chunk, self.levels, self.threads = chunk, levels, threads
+        self.chunk, self.levels, self.threads, self.cache = chunk, levels, threads, cache
         self._opened = lru_cache(maxsize=_OPEN_ARRAYS)(self._open_array)
+        self._files = lru_cache(maxsize=1)(self._open_files)
 
     @classmethod
     def create(
@@ -102,8 +115,10 @@ class VolumeStore:
         return False
 
     @classmethod
-    def open(cls, path: str | Place, *, threads: int | None = None) -> VolumeStore:
-        """Open a store that exists.
+    def open(
+        cls, path: str | Place, *, threads: int = 1, cache: CacheLimits | None = None
+    ) -> VolumeStore:
+        """Open a store that exists; `threads` and `cache` as in `__init__`.
 
         Raises:
             UserError: Nothing is there, it is no store of ours, one of another format version, or
@@ -122,7 +137,7 @@ class VolumeStore:
         if found != FORMAT:
             raise UserError(f"store: {path} has format {found}, this version reads {FORMAT}")
         z, y, x = about["chunk"]
-        return cls(path, chunk=(z, y, x), levels=about["levels"], threads=threads)
+        return cls(path, chunk=(z, y, x), levels=about["levels"], threads=threads, cache=cache)
 
     def write(
         self,
@@ -173,28 +188,25 @@ class VolumeStore:
         return self.read_many([(case_id, level, box)])[0]
 
     def read_many(self, requests: Sequence[Request]) -> list[NDArray[Any]]:
-        """Like `read` for each request, in order, with all reads under way at once.
+        """Like `read` for each request, in order, with all reads under way at once."""
+        return [box.array() for box in self.read_blocks(requests)]
+
+    def read_blocks(self, requests: Sequence[Request]) -> list[Blocks]:
+        """Like `read_many`, as blocks: each chunk is decoded once, whatever boxes share it.
 
         Raises:
             KeyError: A case or level is not in the store.
-            ValueError: A box reaches outside its level.
+            ValueError: A box is empty or reaches outside its level.
             UserError: The object store refuses.
-            OSError: Disk or object store fail.
+            OSError: Disk or object store fail, or the file is damaged.
         """
-        names = [f"{case}/image/{level}" for case, level, _ in requests]
-        for name in names:
-            self._opened(name)  # all opening at once
-        with array_errors(self.path):
-            reads = [
-                self._array(name)[_slices(box)].read()
-                for name, (_, _, box) in zip(names, requests, strict=True)
-            ]
-            return [read.result() for read in reads]
+        arrays = [(f"{case}/image/{level}", _IMAGE_KEY, box) for case, level, box in requests]
+        return self._read(arrays)
 
     def read_label(self, case_id: str, name: str) -> NDArray[Any]:
         """Label map (Z, Y, X) on the grid of level 0; a KeyError where the case has none."""
-        with array_errors(self.path):
-            return self._array(f"{case_id}/labels/{name}/0").read().result()
+        (label,) = self._read([(f"{case_id}/labels/{name}/0", _LABEL_KEY, None)])
+        return label.array()[0]
 
     def cases(self) -> list[str]:
         """Ids of the published cases, sorted."""
@@ -218,35 +230,41 @@ class VolumeStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the name and the settings, not the open handles, not the credentials."""
-        kind = partial(VolumeStore, chunk=self.chunk, levels=self.levels, threads=self.threads)
-        return kind, (str(self.path),)
+        settings = {name: getattr(self, name) for name in ("chunk", "levels", "threads", "cache")}
+        return partial(VolumeStore, **settings), (str(self.path),)
 
     @property
     def _cases(self) -> Place:
         return self.path / "cases"
 
-    @cached_property
-    def _context(self) -> ts.Context:
-        return make_context(self.path, threads=self.threads)
+    def _open_files(self) -> Ranges:
+        if isinstance(self._cases, Path):
+            return LocalRanges(self._cases)
+        from glmae_ray.store.remote import RemoteRanges
 
-    def _open_array(self, name: str) -> ts.Future:
-        spec = {
-            "driver": "zarr3",
-            "kvstore": kvstore(self._cases / name),
-            "recheck_cached_metadata": False,  # a case never changes in place, so once is enough
-        }
-        return ts.open(spec, open=True, read=True, context=self._context)
+        files = RemoteRanges(self._cases)
+        if self.cache is None:
+            return files
+        from glmae_ray.store.cached import CachedRanges
 
-    def _array(self, name: str) -> ts.TensorStore:
+        return CachedRanges(files, self.cache, store=str(self.path))
+
+    def _open_array(self, name: str, key: str) -> Opening:
+        from glmae_ray.store.chunks import Opening
+
+        return Opening(self._files(), name, key)
+
+    def _read(self, arrays: Sequence[tuple[str, str, Box | None]]) -> list[Blocks]:
+        from glmae_ray.store.chunks import read_boxes  # with a compiler, which writing never needs
+
+        openings = [self._opened(name, key) for name, key, _ in arrays]  # all at once
         try:
-            with array_errors(self.path):
-                return self._opened(name).result()
-        except FileNotFoundError:
+            shards = [opening.result() for opening in openings]
+        except KeyError as error:
             self._opened.cache_clear()  # the case may be published later
-            raise KeyError(f"{self.path} has no {name}") from None
-        except (OSError, UserError):
-            self._opened.cache_clear()  # the next call tries again
-            raise
+            raise KeyError(f"{self.path} has no {error.args[0]}") from None
+        boxes = [(shard, shard.box(box)) for shard, (_, _, box) in zip(shards, arrays, strict=True)]
+        return read_boxes(self._files(), boxes, threads=self.threads)
 
     def _write_arrays(self, arrays: Mapping[str, tuple[NDArray[Any], float]]) -> None:
         """Write arrays, by name and each with its fill value."""
@@ -254,7 +272,7 @@ class VolumeStore:
             metadata = layout.array_metadata(array, chunk=self.chunk, fill_value=fill_value)
             folder = self._cases / name
             if (shard := encode_shard(array, metadata)) is not None:
-                publish(folder / layout.shard_key(array), shard)
+                publish(folder / layout.shard_key(array.ndim), shard)
             publish(folder / _DOCUMENT, json.dumps(metadata))
 
 
@@ -283,11 +301,3 @@ def _read_group(folder: Place) -> dict[str, Any] | None:
 def _write_group(folder: Place, attributes: Mapping[str, Any]) -> None:
     document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     publish(folder / _DOCUMENT, json.dumps(document))
-
-
-def _slices(box: Box | None) -> tuple[Any, ...]:
-    if box is None:
-        return (...,)
-    start, stop = box
-    sides = (slice(int(low), int(high)) for low, high in zip(start, stop, strict=True))
-    return (slice(None), *sides)

@@ -21,7 +21,7 @@ from zarr.core.sync import sync
 from glmae_ray import s3
 from glmae_ray.config import UserError
 from glmae_ray.paths import folders_with, names_in, publish, read_file, remove_folder, to_place
-from glmae_ray.store import arrays
+from glmae_ray.store import remote
 from glmae_ray.store.index import VolumeIndex, read_quarantine, write_quarantine
 from glmae_ray.store.zarr_store import VolumeStore, make_pyramid
 from tests.store.object_store import fail_share
@@ -39,7 +39,7 @@ def store(bucket):
 @pytest.fixture
 def impatient(monkeypatch):
     """One try in place of several: the same course in seconds."""
-    for module in (s3, arrays):
+    for module in (s3, remote):
         monkeypatch.setattr(module, "TRIES", 1)
 
 
@@ -352,7 +352,7 @@ def test_a_server_that_is_not_s3_is_no_store_without_cases(proxy, bucket):
 def _meet_silence(url, answers):
     s3.SILENCE_S = 1
     os.environ["TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS"] = "1"  # what the user sets counts
-    s3.TRIES = arrays.TRIES = 2
+    s3.TRIES = remote.TRIES = 2
     store = VolumeStore.open(url)
     answers.put(store.read("case.1").sum())
     answers.put("now fall silent")

@@ -27,7 +27,7 @@ def write(folder, array, *, air):
     shard = encode_shard(array, metadata)
     folder.mkdir(exist_ok=True)
     if shard is not None:
-        (folder / shard_key(array)).write_bytes(shard)
+        (folder / shard_key(array.ndim)).write_bytes(shard)
     (folder / "zarr.json").write_text(json.dumps(metadata))
     return shard
 

@@ -1,0 +1,103 @@
+"""Whether the cluster has what a run needs, and what it gives to training and to view making."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glmae_ray.budget import Budget, budget, cpus_per_maker
+from glmae_ray.config import PretrainConfig
+from glmae_ray.errors import UserError
+
+_OBJECT_STORE_SHARE = 0.5  # of the object store, that Ray Data takes for one dataset at most
+
+Node = Mapping[str, Any]  # as `ray.nodes()` has it
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """What each training worker is given by Ray, and what its views take.
+
+    Attributes:
+        gpu: Whether it has a GPU.
+        cpus: Its CPUs.
+        budget: Of the makers of its views.
+        warnings: What will be slow, a line each.
+    """
+
+    gpu: bool
+    cpus: float
+    budget: Budget
+    warnings: tuple[str, ...]
+
+
+def allot(cfg: PretrainConfig, nodes: Sequence[Node]) -> Allotment:
+    """Decide on GPUs and CPUs, and see that the cluster has them, for workers and makers of views.
+
+    Args:
+        cfg: The run.
+        nodes: Those of the cluster that are alive.
+
+    Raises:
+        UserError: It can never give what the run asks for.
+    """
+    cpus, gpus, workers = _sum(nodes, "CPU"), _sum(nodes, "GPU"), cfg.resources.workers
+    gpu = gpus > 0 if cfg.resources.gpu is None else cfg.resources.gpu
+    waits = cfg.resources.autoscales
+    if gpu and workers > gpus and not waits:
+        raise UserError(f"resources.workers: {workers} need a GPU each; the cluster has {gpus:g}")
+    if not gpu and cfg.engine.precision == "fp16":
+        raise UserError("engine.precision: fp16 needs GPUs; use bf16 or float32 on CPUs")
+    each = cfg.resources.cpus_per_worker or (1.0 if gpu else 0.5)
+    chosen = [node for node in nodes if _can_make(node, cfg)]
+    elsewhere = cpus - _sum(chosen, "CPU")
+    left = _sum(chosen, "CPU") - max(0.0, workers * each - elsewhere)
+    need = budget(cfg, cpus=left, cpus_per_worker=0) if left > 0 else None
+    if (need is None or need.makers == 0) and not waits:
+        raise UserError(_no_maker(cfg, each, cpus, chosen))
+    plan = budget(cfg, cpus=max(left, cpus_per_maker(cfg)) + workers * each, cpus_per_worker=each)
+    return Allotment(gpu, each, plan, tuple(_warnings(plan, nodes)))
+
+
+def _can_make(node: Node, cfg: PretrainConfig) -> bool:
+    """Whether a task that makes views may run on a node."""
+    resources, labels = node["Resources"], node.get("Labels", {})
+    needs = {"CPU": cpus_per_maker(cfg), **cfg.pipeline.resources}
+    return all(resources.get(name, 0.0) >= amount for name, amount in needs.items()) and all(
+        labels.get(name) == value for name, value in cfg.pipeline.labels.items()
+    )
+
+
+def _no_maker(cfg: PretrainConfig, each: float, cpus: float, chosen: Sequence[Node]) -> str:
+    workers, maker, pipeline = cfg.resources.workers, cpus_per_maker(cfg), cfg.pipeline
+    if (pipeline.labels or pipeline.resources) and not chosen:
+        wanted = {**pipeline.resources, **pipeline.labels}
+        return (
+            f"pipeline.resources, pipeline.labels: no node has {wanted} and {maker:g} CPU to make "
+            "views; resources.autoscales=true waits for one"
+        )
+    return (
+        f"resources.workers: {workers} at {each:g} CPU each and {maker:g} CPU to make their views "
+        f"are {workers * each + maker:g} CPUs; the cluster has {cpus:g}"
+    )
+
+
+def _warnings(plan: Budget, nodes: Sequence[Node]) -> list[str]:
+    room = _OBJECT_STORE_SHARE * _sum(nodes, "object_store_memory")
+    memory, lines = _sum(nodes, "memory"), []
+    if plan.object_store > room:
+        lines.append(
+            f"object store: {plan.object_store / 1e9:.2f} GB of views are to be ready, Ray Data "
+            f"may use {room / 1e9:.2f} GB; fewer will be (pipeline.prefetch_batches, makers)"
+        )
+    if plan.maker_memory > memory:
+        lines.append(
+            f"memory: makers of views may need {plan.maker_memory / 1e9:.1f} GB, the cluster has "
+            f"{memory / 1e9:.1f} GB for tasks; pipeline.makers bounds them"
+        )
+    return lines
+
+
+def _sum(nodes: Sequence[Node], name: str) -> float:
+    return sum(node["Resources"].get(name, 0.0) for node in nodes)
