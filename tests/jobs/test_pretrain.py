@@ -22,7 +22,8 @@ from glmae_ray.cli import main
 from glmae_ray.config import PretrainConfig
 from glmae_ray.config_loading import load
 from glmae_ray.models.vit3d import Encoder
-from glmae_ray.pipeline import rank_batches, sample_maker, train_dataset
+from glmae_ray.pipeline import rank_batches, train_dataset
+from glmae_ray.samples import sample_maker
 from glmae_ray.store.zarr_store import VolumeStore
 from glmae_ray.tracking import read_metrics
 from tests.conftest import TINY
@@ -196,9 +197,10 @@ def test_views_through_ray_are_those_made_in_process(small_store):
     dataset.context.execution_options.preserve_order = True
     (shard,) = dataset.streaming_split(1, equal=True)
     # Both, to the end: a half-read Ray Data execution leaves a thread behind.
-    batch, _ = rank_batches(shard, cfg=cfg, start=0, rank=0)
+    batch, _ = rank_batches(shard, cfg=cfg, maker=maker, start=0, rank=0)
     expected = maker.make({"number": np.arange(4)})
-    del expected["number"]
+    for name in ("number", "case", "fault", "made_s"):  # stay with the worker
+        del expected[name]
     assert batch.keys() == expected.keys()
     for name, column in expected.items():
         assert torch.equal(batch[name], torch.from_numpy(column)), name
@@ -207,10 +209,11 @@ def test_views_through_ray_are_those_made_in_process(small_store):
 
 def test_a_batch_out_of_place_stops_the_run(small_store):
     cfg = load(PretrainConfig, words(small_store, Path("r"), "steps=2", "optim.warmup_steps=1")[1:])
-    dataset = train_dataset(sample_maker(cfg, split="train", kinds=("local",)), cfg=cfg, start=1)
+    maker = sample_maker(cfg, split="train", kinds=("local",))
+    dataset = train_dataset(maker, cfg=cfg, start=1)
     (shard,) = dataset.streaming_split(1, equal=True)
     with pytest.raises(RuntimeError, match=r"rank 0 was given \[4, 5, 6, 7\] in place of 0"):
-        list(rank_batches(shard, cfg=cfg, start=0, rank=0))
+        list(rank_batches(shard, cfg=cfg, maker=maker, start=0, rank=0))
 
 
 @pytest.mark.parametrize(
