@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -19,84 +16,8 @@ from pydantic import (
 )
 
 from glmae_ray import expressions
-from glmae_ray.errors import UserError
-
-
-class Problem(NamedTuple):
-    """A rule that is broken: the dotted fields it is about, and its one line."""
-
-    fields: tuple[str, ...]
-    line: str
-
-
-class BrokenRulesError(UserError):
-    """Fields that are each right by themselves and do not fit each other."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        """Keep the problems; their lines are what the user reads."""
-        super().__init__(*(problem.line for problem in problems))
-        self.problems = problems
-
-
-class Config(BaseModel):
-    """A frozen section: unknown keys are errors, numbers written as text (`1e-4`) are numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
-
-
-def _same_on_every_axis(value: Any) -> Any:
-    return (value,) * 3 if isinstance(value, int | float) else value
-
-
-_OnEveryAxis = BeforeValidator(_same_on_every_axis)
-Size = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], _OnEveryAxis]
-Spacing = Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], _OnEveryAxis]
-Share = Annotated[float, Field(gt=0, le=1)]
-Chance = Annotated[float, Field(ge=0, le=1)]
-Chances = Annotated[tuple[Chance, Chance, Chance], _OnEveryAxis]
-Jitter = Annotated[float, Field(ge=0, lt=1)]  # at 1 a view could come out without any contrast
-
-
-class ViewsConfig(Config):
-    """The views of one sample (METHOD: sizes verified; counts and crop shares are our decision)."""
-
-    global_count: PositiveInt = 2
-    local_count: PositiveInt = 8
-    global_size: Size = (160, 160, 160)
-    local_size: Size = (96, 96, 96)
-    # Crop as a share of each axis of the foreground box: lowest, highest.
-    global_scale: tuple[Share, Share] = (0.5, 1.0)
-    local_scale: tuple[Share, Share] = (0.25, 0.5)
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6
-    # A view is read from the coarsest pyramid level on which its box has this share of the view's
-    # voxels along each axis. Our decision: 0.75 differs from level 0 by less than a scanner's
-    # noise and than resizing without anti-aliasing (docs/log.md), at half the cost of 1.
-    level_share: PositiveFloat = 0.75
-    # HU that become 0 and 1 in CT; other modalities use the case's 0.5 and 99.5 percentiles.
-    window: tuple[float, float] = (-1000.0, 1000.0)
-    # Augmentation, off (METHOD: none but the crop), one draw a view for all its channels.
-    # A mirror image along Z, Y, X; one number: the same probability on every axis.
-    flips: Chances = (0.0, 0.0, 0.0)
-    # Contrast about the window's middle by 1 +- this; brightness by +- this share of the window.
-    jitter_scale: Jitter = 0.0
-    jitter_shift: Jitter = 0.0
-
-
-class SamplingConfig(Config):
-    """Which cases a pass shows, and how often; expressions as in `glmae_ray/expressions.py`."""
-
-    where: str = "split == 'train'"
-    # Expression: factor of the weight of every case for which it holds; 0 leaves them out.
-    weights: dict[str, NonNegativeFloat] = {}
-    # Expression: part of the samples that its cases get together; each case is of exactly one.
-    shares: dict[str, PositiveFloat] = {}
-
-    @property
-    def expressions(self) -> list[tuple[str, str]]:
-        """Every expression behind the name of its field."""
-        fields = {"where": [self.where], "weights": self.weights, "shares": self.shares}
-        return [(f"sampling.{field}", text) for field, texts in fields.items() for text in texts]
-
+from glmae_ray.config_base import BrokenRulesError, Config, Problem, Share, Size
+from glmae_ray.config_data import PipelineConfig, SamplingConfig, ViewsConfig
 
 PRESETS: dict[str, dict[str, int]] = {
     "tiny": dict(width=192, depth=6, heads=4, decoder_width=96, decoder_depth=2, decoder_heads=2,
@@ -198,35 +119,6 @@ class ResourcesConfig(Config):
     gpu: bool | None = None  # None: GPUs if the cluster has any
     cpus_per_worker: PositiveFloat | None = None  # None: 1 beside a GPU, else 0.5
     autoscales: bool = False  # the cluster may grow: what it lacks now is waited for
-
-
-class CacheLimits(NamedTuple):
-    """Where a machine keeps what it read from an object store, and how many bytes at most."""
-
-    folder: str
-    size: int
-
-
-class PipelineConfig(Config):
-    """Who makes the views, how far ahead, and what happens where a case cannot be read."""
-
-    prefetch_batches: NonNegativeInt = 4  # ready for each worker before it asks
-    makers: PositiveInt | None = None  # tasks at a time at most; None: as many as find CPUs
-    # CPUs of a task; None: 1, and half of one for a store on S3, where it mostly waits.
-    cpus_per_maker: PositiveFloat | None = None
-    # Where they run: custom resources that each takes, labels that its node has.
-    resources: dict[str, PositiveFloat] = {}
-    labels: dict[str, str] = {}
-    on_error: Literal["error", "skip"] = "error"  # skip: the plan's next case stands in
-    skip_warning: Share = 0.01  # share of the samples with a stand-in that is told
-    patience_s: PositiveFloat = 60.0  # wait for a batch after which is told what is slow
-    cache: str | None = None  # folder on each node for what comes from S3; None: kept nowhere
-    cache_gb: PositiveFloat = 50.0
-
-    @property
-    def cache_limits(self) -> CacheLimits | None:
-        """The cache as the store takes it."""
-        return None if self.cache is None else CacheLimits(self.cache, int(self.cache_gb * 1e9))
 
 
 class SaveConfig(Config):

@@ -10,7 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from glmae_ray.config import BrokenRulesError, JobConfig
+from glmae_ray.config import JobConfig
+from glmae_ray.config_base import BrokenRulesError
 from glmae_ray.errors import UserError
 
 Job = TypeVar("Job", bound=JobConfig)

@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from glmae_ray.config import Config, JobConfig, Problem, RayConfig, Size, Spacing
+from glmae_ray.config import JobConfig, RayConfig
+from glmae_ray.config_base import Config, Problem, Size, Spacing
 
 
 class LimitsConfig(Config):

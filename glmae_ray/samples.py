@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glmae_ray.config import CacheLimits, PretrainConfig, ViewsConfig
+from glmae_ray.config import PretrainConfig
+from glmae_ray.config_data import CacheLimits, ViewsConfig
 from glmae_ray.errors import DamagedError
 from glmae_ray.sampling import Plan
 from glmae_ray.store.index import VolumeIndex

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glmae_ray.config import ViewsConfig
+from glmae_ray.config_data import ViewsConfig
 
 KINDS = ("global", "local")
 _WORDS_PER_VIEW = 5  # scale, position along Z, Y, X, mask seed

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glmae_ray.config import PipelineConfig
+from glmae_ray.config_data import PipelineConfig
 from glmae_ray.samples import SampleMaker, fault_texts
 
 Columns = Mapping[str, NDArray[Any]]

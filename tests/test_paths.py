@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from glmae_ray.config import UserError
+from glmae_ray.errors import UserError
 from glmae_ray.paths import (
     folders_with,
     is_url,

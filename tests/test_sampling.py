@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmae_ray.config import ViewsConfig
+from glmae_ray.config_data import ViewsConfig
 from glmae_ray.sampling import Plan
 
 VIEWS = ViewsConfig(global_count=2, local_count=3)

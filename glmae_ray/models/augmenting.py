@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glmae_ray.config import ViewsConfig
+from glmae_ray.config_data import ViewsConfig
 from glmae_ray.models.noise import happens, uniform
 
 _FLIP_ALONG_ZYX = (2**31, 2**31 + 1, 2**31 + 2)

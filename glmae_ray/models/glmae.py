@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glmae_ray import losses
-from glmae_ray.config import LossConfig, ModelConfig, ViewsConfig
+from glmae_ray.config import LossConfig, ModelConfig
+from glmae_ray.config_data import ViewsConfig
 from glmae_ray.models.augmenting import augment
 from glmae_ray.models.masking import draw_masks
 from glmae_ray.models.vit3d import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import diskcache
 
-from glmae_ray.config import CacheLimits
+from glmae_ray.config_data import CacheLimits
 from glmae_ray.store.ranges import File, Ranges, Span
 
 _BLOCK = 2**20  # bytes: a request's worth

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from glmae_ray.config import SamplingConfig
+from glmae_ray.config_data import SamplingConfig
 from glmae_ray.errors import UserError
 from glmae_ray.expressions import columns
 from glmae_ray.store.index import SCHEMA, VolumeIndex

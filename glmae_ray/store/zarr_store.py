@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from glmae_ray.config import CacheLimits
+from glmae_ray.config_data import CacheLimits
 from glmae_ray.errors import UserError
 from glmae_ray.paths import (
     UNFINISHED,

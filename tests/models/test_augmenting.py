@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from glmae_ray.config import ViewsConfig
+from glmae_ray.config_data import ViewsConfig
 from glmae_ray.errors import UserError
 from glmae_ray.models.augmenting import augment, flip, jitter
 from glmae_ray.models.masking import draw_masks

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmae_ray.config import CacheLimits
+from glmae_ray.config_data import CacheLimits
 from glmae_ray.errors import DamagedError
 from glmae_ray.store import chunks
 from glmae_ray.store.ranges import LocalRanges, merged

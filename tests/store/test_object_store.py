@@ -19,7 +19,7 @@ from ome_zarr_models.v05.image_label import ImageLabel
 from zarr.core.sync import sync
 
 from glmae_ray import s3
-from glmae_ray.config import UserError
+from glmae_ray.errors import UserError
 from glmae_ray.paths import folders_with, names_in, publish, read_file, remove_folder, to_place
 from glmae_ray.store import remote
 from glmae_ray.store.index import VolumeIndex, read_quarantine, write_quarantine

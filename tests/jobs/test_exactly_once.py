@@ -1,0 +1,271 @@
+"""Every sample once: workers are killed and their number changes, and the plan is still kept.
+
+A model that does nothing but remember what it was shown goes through the pipeline, Ray Train and
+the project's checkpoints. Beside it each worker keeps a ledger of every step that it did, those
+that a kill undid as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import random
+import signal
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pytest
+import ray.data
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+
+from glmae_ray import checkpoint
+from glmae_ray.config import PretrainConfig
+from glmae_ray.models.masking import draw_masks
+from glmae_ray.pipeline import rank_batches, sample_maker, train_dataset
+from tests.conftest import tiny_config
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray 2.60 reads its own snapshot through pydantic's old names.
+    pytest.mark.filterwarnings("ignore:The .parse_obj. method is deprecated"),
+]
+
+BATCH = 6  # divides among 1, 2 and 3 workers
+KINDS = ("global", "local")
+Moment = Literal["taken", "recorded", "saved"]
+
+
+class Kill(NamedTuple):
+    """One worker's end: at which step, of which rank, and how far into the step it got."""
+
+    step: int
+    rank: int
+    moment: Moment
+
+
+class Attempt(NamedTuple):
+    """One life of a worker group; the last has no kill."""
+
+    workers: int
+    kill: Kill | None
+
+
+class Line(NamedTuple):
+    """What one rank did in one step of one attempt."""
+
+    attempt: int
+    workers: int
+    rank: int
+    step: int
+    samples: list[str]
+
+
+def test_kills_and_other_numbers_of_workers_lose_and_repeat_nothing(small_store, tmp_path):
+    attempts = [
+        Attempt(3, Kill(step=5, rank=1, moment="recorded")),  # the others wait for it, to save
+        Attempt(1, Kill(step=6, rank=0, moment="taken")),
+        Attempt(2, Kill(step=7, rank=1, moment="saved")),
+        Attempt(2, None),
+    ]
+    check_that_every_sample_is_seen_once(attempts, small_store, tmp_path, steps=12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 4])
+def test_any_kills_and_any_numbers_of_workers_lose_and_repeat_nothing(small_store, tmp_path, seed):
+    attempts = random_attempts(random.Random(seed), kills=8)
+    kill = attempts[-2].kill
+    assert kill is not None
+    check_that_every_sample_is_seen_once(attempts, small_store, tmp_path, steps=kill.step + 4)
+
+
+def random_attempts(rng: random.Random, *, kills: int) -> list[Attempt]:
+    """About half of the kills leave the number of workers alone: one trainer restarts them."""
+    attempts: list[Attempt] = []
+    workers, step = 1, 0
+    for _ in range(kills):
+        workers = rng.choice((workers, rng.randint(1, 3)))
+        step += rng.randint(1, 4)  # later than the kill before, so that the attempt gets there
+        moment: Moment = rng.choice(("taken", "recorded", "saved"))
+        attempts.append(Attempt(workers, Kill(step, rng.randrange(workers), moment)))
+    return [*attempts, Attempt(rng.randint(1, 3), None)]
+
+
+def check_that_every_sample_is_seen_once(
+    attempts: list[Attempt], store: Path, folder: Path, *, steps: int
+) -> None:
+    run = folder / "run"
+    for workers, life in itertools.groupby(attempts, key=lambda attempt: attempt.workers):
+        words = (f"store={store}", f"run={run}", f"steps={steps}", f"global_batch={BATCH}")
+        cfg = tiny_config(*words, f"resources.workers={workers}", "save.every_steps=2")
+        train(cfg, attempts, failures=[attempt.kill is not None for attempt in life])
+    expected = made_in_process(cfg)
+    assert len(set(expected)) == steps * BATCH  # a digest names one sample
+    plan = [sorted(expected[step * BATCH :][:BATCH]) for step in range(steps)]
+    assert len(list(run.glob("killed-*"))) == len(attempts) - 1  # nothing else ended an attempt
+    lines = read_ledgers(run)
+    assert all(line.workers == attempts[line.attempt].workers for line in lines)
+    # Steps that a kill undid were made of the plan's samples as well, views and masks alike.
+    assert [line for line in lines if not set(line.samples) <= set(plan[line.step])] == []
+    assert surviving_history(lines) == plan
+    assert remembered(run) == plan
+
+
+def train(cfg: PretrainConfig, attempts: list[Attempt], *, failures: list[bool]) -> None:
+    """Run one trainer: as many lives of its worker group as there are entries in `failures`."""
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"cfg": cfg.model_dump(mode="json"), "attempts": attempts},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cfg.resources.workers, resources_per_worker={"CPU": 0.5}
+        ),
+        run_config=ray.train.RunConfig(
+            storage_path=cfg.run,
+            name=checkpoint.FOLDER,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(max_failures=len(failures) - 1),
+        ),
+        datasets={"train": remaining_samples(cfg)},
+        dataset_config=ray.train.DataConfig(
+            execution_options=ray.data.ExecutionOptions(preserve_order=True)
+        ),
+    )
+    if all(failures):
+        with pytest.raises(ray.train.TrainingFailedError, match="its worker process has died"):
+            trainer.fit()
+    else:
+        trainer.fit()
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """What each worker does; it dies where its attempt's kill says."""
+    cfg = PretrainConfig.model_validate(settings["cfg"])
+    rank, memory = ray.train.get_context().get_world_rank(), Memory()
+    start = checkpoint.resume(memory)
+    number = number_of_this_attempt(Path(cfg.run), rank)
+    attempt = Attempt(*settings["attempts"][number])
+
+    def perhaps_die(step: int, moment: Moment) -> None:
+        if attempt.kill == (step, rank, moment):
+            (Path(cfg.run) / f"killed-{number}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    batches = batches_through_ray(cfg, start=start, rank=rank)
+    with ledger(Path(cfg.run), number, rank).open("w", buffering=1) as file:
+        for step in range(start, cfg.steps):
+            samples = [
+                name for _ in range(cfg.accumulation) for name in digests(next(batches), cfg)
+            ]
+            perhaps_die(step, "taken")
+            memory.shown[step] = samples
+            print(json.dumps(Line(number, attempt.workers, rank, step, samples)), file=file)
+            perhaps_die(step, "recorded")
+            if (step + 1) % cfg.save.every_steps == 0 or step + 1 == cfg.steps:
+                checkpoint.save(memory, state={"step": step + 1})
+            perhaps_die(step, "saved")
+
+
+class Memory:
+    """In the place of the engine: weights that are the samples of each step they were shown."""
+
+    def __init__(self) -> None:
+        self.shown: dict[int, list[str]] = {}
+
+    def save(self, folder: Path) -> None:
+        """Every rank writes what it knows; Ray Train puts the parts together."""
+        rank = ray.train.get_context().get_world_rank()
+        (folder / f"shown-{rank}.json").write_text(json.dumps(self.shown))
+
+    def load(self, folder: Path) -> None:
+        """Rank 0 takes over what all ranks knew, however many they were."""
+        if ray.train.get_context().get_world_rank() == 0:
+            self.shown = read_memory(folder)
+
+
+def read_memory(folder: Path) -> dict[int, list[str]]:
+    shown = defaultdict(list)
+    for part in folder.glob("shown-*.json"):
+        for step, samples in json.loads(part.read_text()).items():
+            shown[int(step)] += samples
+    return dict(shown)
+
+
+def remembered(run: Path) -> list[list[str]]:
+    """The samples of each step that led to the last checkpoint."""
+    newest = ray.train.Result.from_path(run / checkpoint.FOLDER).checkpoint
+    with newest.as_directory() as folder:
+        return [sorted(samples) for _, samples in sorted(read_memory(Path(folder)).items())]
+
+
+def number_of_this_attempt(run: Path, rank: int) -> int:
+    """Rank 0 counts the ledgers that its predecessors left, and tells the others."""
+    count = [len(list(run.glob("ledger-*-0.jsonl"))) if rank == 0 else None]
+    torch.distributed.broadcast_object_list(count, src=0)
+    assert count[0] is not None
+    return count[0]
+
+
+def ledger(run: Path, attempt: int, rank: int) -> Path:
+    return run / f"ledger-{attempt}-{rank}.jsonl"
+
+
+def read_ledgers(run: Path) -> list[Line]:
+    files = sorted(run.glob("ledger-*.jsonl"))
+    return [Line(*json.loads(line)) for file in files for line in file.read_text().splitlines()]
+
+
+def surviving_history(lines: list[Line]) -> list[list[str]]:
+    """The samples of each step, as the last attempt did it that did it on every rank."""
+    done: dict[tuple[int, int], list[Line]] = defaultdict(list)
+    for line in lines:
+        done[line.step, line.attempt].append(line)
+    surviving: dict[int, list[str]] = {}
+    for (step, _), parts in sorted(done.items()):
+        if len(parts) == parts[0].workers:
+            surviving[step] = sorted(itertools.chain.from_iterable(p.samples for p in parts))
+    return [surviving[step] for step in range(len(surviving))]
+
+
+# From here on: all that this module knows of the pipeline.
+
+
+def remaining_samples(cfg: PretrainConfig) -> Callable[[], ray.data.Dataset]:
+    """What Ray Train calls at every start of a worker group."""
+    maker = sample_maker(cfg, split="train", kinds=KINDS)
+    return lambda: train_dataset(maker, cfg=cfg, start=checkpoint.latest_step(Path(cfg.run)))
+
+
+def batches_through_ray(
+    cfg: PretrainConfig, *, start: int, rank: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    shard = ray.train.get_dataset_shard("train")
+    return rank_batches(shard, cfg=cfg, start=start, rank=rank)
+
+
+def made_in_process(cfg: PretrainConfig) -> list[str]:
+    """The digest of every sample of the run, each made alone and without Ray."""
+    maker = sample_maker(cfg, split="train", kinds=KINDS)
+    made = (maker.make({"number": np.array([n])}) for n in range(cfg.steps * cfg.global_batch))
+    tensors = ({name: torch.from_numpy(column) for name, column in s.items()} for s in made)
+    return [name for sample in tensors for name in digests(sample, cfg)]
+
+
+def digests(batch: dict[str, torch.Tensor], cfg: PretrainConfig) -> list[str]:
+    """SHA-256 of each sample: every column but its number, and the masks drawn in its batch."""
+    columns = {name: column for name, column in batch.items() if name != "number"}
+    for kind in KINDS:
+        size, seeds = getattr(cfg.views, f"{kind}_size"), batch[f"{kind}_seeds"]
+        tokens = math.prod(size) // math.prod(cfg.model.patch)
+        kept, _ = draw_masks(seeds.flatten(), tokens=tokens, ratio=cfg.views.mask_ratio)
+        columns[f"{kind}_kept"] = kept.reshape(*seeds.shape, -1)
+    parts = [columns[name].contiguous().numpy() for name in sorted(columns)]
+    rows = zip(*parts, strict=True)
+    return [hashlib.sha256(b"".join(part.tobytes() for part in row)).hexdigest() for row in rows]
