@@ -1,0 +1,67 @@
+"""`glmae pretrain` where a case cannot be read, and on a cluster that is too small."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from glmae_ray.cli import main
+from glmae_ray.store.index import VolumeIndex
+from glmae_ray.tracking import read_events, read_metrics
+from tests.conftest import TINY
+
+pytestmark = pytest.mark.ray
+
+
+def words(store: Path, run: Path, *more: str) -> list[str]:
+    of_run = [
+        f"store={store}",
+        f"run={run}",
+        "steps=6",
+        "optim.warmup_steps=1",
+        "log.pictures=false",
+    ]
+    return ["pretrain", *TINY, *of_run, "save.every_steps=3", *more]
+
+
+@pytest.fixture
+def damaged(small_store, tmp_path) -> tuple[Path, str]:
+    """A store, and the case of it that has lost its voxels."""
+    copy = tmp_path / "damaged"
+    shutil.copytree(small_store, copy)
+    case = VolumeIndex.read(copy).select(split="train").case_ids()[0]
+    shutil.rmtree(copy / "cases" / case / "image")
+    return copy, case
+
+
+def test_a_run_goes_on_without_a_case_that_cannot_be_read(damaged, tmp_path, capsys):
+    (store, case), run = damaged, tmp_path / "run"
+    assert main(words(store, run, "pipeline.on_error=skip", "resources.workers=2")) == 0
+    events = [e for e in read_events(run) if e["event"] == "stand_in"]
+    assert len(events) >= 2  # 24 samples of about 8 cases
+    assert {e["rank"] for e in events} <= {0, 1}
+    assert all(f"case {case}: " in e["fault"] and e["stand_in"] != case for e in events)
+    assert len({e["sample"] for e in events}) == len(events)
+    assert [r["samples"] for r in read_metrics(run) if "loss" in r][-1] == 24
+    captured = capsys.readouterr()
+    assert "are stand-ins, more than pipeline.skip_warning 1.0%" in captured.err
+    assert f"the last: case {case}" in captured.err
+    assert "MB a micro-batch" in captured.out
+
+
+def test_a_run_that_may_not_skip_ends_with_the_name_of_the_case(damaged, tmp_path, capsys):
+    (store, case), run = damaged, tmp_path / "run"
+    assert main(words(store, run)) == 1
+    assert f"case {case}: " in capsys.readouterr().err
+
+
+def test_makers_that_no_node_can_take_are_refused_before_anything_is_written(
+    small_store, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    assert main(words(small_store, run, "pipeline.labels={pool: cpu}")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no node has {'pool': 'cpu'} and 1 CPU to make views" in line
+    assert not run.exists()
