@@ -8,8 +8,10 @@ number of workers. `rank_batches` checks that this is what arrived.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from glmae_ray.budget import cpus_per_maker
 from glmae_ray.config import PretrainConfig
-from glmae_ray.samples import Columns, SampleMaker
+from glmae_ray.samples import Columns, SampleMaker, UnreadableCaseError
 from glmae_ray.watch import Event, Watch
 
 Batch = dict[str, Tensor]
@@ -133,12 +135,24 @@ def _waited_for(arrived: Iterable[_Arrived], watch: Watch) -> Iterator[_Arrived]
     batches = iter(arrived)
     while True:
         asked = time.perf_counter()
-        with watch.waiting():
+        with watch.waiting(), _reasons_in_one_line():
             item = next(batches, None)
         if item is None:
             return
         watch.take(item.columns, waited_s=time.perf_counter() - asked)
         yield item
+
+
+@contextmanager
+def _reasons_in_one_line() -> Iterator[None]:
+    """Of a task's traceback, which Ray hands on as a text, leave the case that cannot be read."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        reasons = re.findall(rf"{UnreadableCaseError.__name__}: (.*)", str(error))
+        if not reasons:
+            raise
+        raise UnreadableCaseError(reasons[-1]) from None
 
 
 def _on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

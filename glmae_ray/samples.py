@@ -117,7 +117,8 @@ class SampleMaker:
                 self._make(columns, place, case)
             except UnreadableCaseError as error:
                 if not self.stand_in:
-                    raise
+                    hint = "pipeline.on_error=skip lets other cases stand in"
+                    raise UnreadableCaseError(f"{error}; {hint}") from None
                 fault = fault or str(error)
                 case = self.plan.substitute(number, attempt)
             else:
