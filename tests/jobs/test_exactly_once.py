@@ -29,7 +29,8 @@ from ray.train.torch import TorchTrainer
 from glmae_ray import checkpoint
 from glmae_ray.config import PretrainConfig
 from glmae_ray.models.masking import draw_masks
-from glmae_ray.pipeline import rank_batches, sample_maker, train_dataset
+from glmae_ray.pipeline import rank_batches, train_dataset
+from glmae_ray.samples import SampleMaker, sample_maker
 from tests.conftest import tiny_config
 
 pytestmark = [
@@ -239,7 +240,7 @@ def surviving_history(lines: list[Line]) -> list[list[str]]:
 
 def remaining_samples(cfg: PretrainConfig) -> Callable[[], ray.data.Dataset]:
     """What Ray Train calls at every start of a worker group."""
-    maker = sample_maker(cfg, split="train", kinds=KINDS)
+    maker = maker_of(cfg)
     return lambda: train_dataset(maker, cfg=cfg, start=checkpoint.latest_step(Path(cfg.run)))
 
 
@@ -247,25 +248,28 @@ def batches_through_ray(
     cfg: PretrainConfig, *, start: int, rank: int
 ) -> Iterator[dict[str, torch.Tensor]]:
     shard = ray.train.get_dataset_shard("train")
-    return rank_batches(shard, cfg=cfg, start=start, rank=rank)
+    return rank_batches(shard, cfg=cfg, maker=maker_of(cfg), start=start, rank=rank)
+
+
+def maker_of(cfg: PretrainConfig) -> SampleMaker:
+    return sample_maker(cfg, split="train", kinds=KINDS)
 
 
 def made_in_process(cfg: PretrainConfig) -> list[str]:
     """The digest of every sample of the run, each made alone and without Ray."""
-    maker = sample_maker(cfg, split="train", kinds=KINDS)
+    maker = maker_of(cfg)
     made = (maker.make({"number": np.array([n])}) for n in range(cfg.steps * cfg.global_batch))
     tensors = ({name: torch.from_numpy(column) for name, column in s.items()} for s in made)
     return [name for sample in tensors for name in digests(sample, cfg)]
 
 
 def digests(batch: dict[str, torch.Tensor], cfg: PretrainConfig) -> list[str]:
-    """SHA-256 of each sample: every column but its number, and the masks drawn in its batch."""
-    columns = {name: column for name, column in batch.items() if name != "number"}
+    """SHA-256 of each sample: its window and views, and their masks as drawn for the batch."""
+    parts = [batch["window"]]
     for kind in KINDS:
         size, seeds = getattr(cfg.views, f"{kind}_size"), batch[f"{kind}_seeds"]
         tokens = math.prod(size) // math.prod(cfg.model.patch)
         kept, _ = draw_masks(seeds.flatten(), tokens=tokens, ratio=cfg.views.mask_ratio)
-        columns[f"{kind}_kept"] = kept.reshape(*seeds.shape, -1)
-    parts = [columns[name].contiguous().numpy() for name in sorted(columns)]
-    rows = zip(*parts, strict=True)
+        parts += [batch[kind], seeds, kept.reshape(*seeds.shape, -1)]
+    rows = zip(*(part.numpy() for part in parts), strict=True)
     return [hashlib.sha256(b"".join(part.tobytes() for part in row)).hexdigest() for row in rows]
