@@ -1,9 +1,9 @@
 """Ray Data: sample numbers in, finished views out, micro-batches on the device.
 
-Rows are sample numbers; the task that receives them opens the store, makes the views and emits
-them, so no volume travels through the object store. A block is exactly one micro-batch and order
-is kept, so block k goes to rank k % workers and step g consumes samples [g B, (g + 1) B) on any
-number of workers. `rank_batches` checks that this is what arrived.
+Rows are numbers of micro-batches; the task that receives one opens the store, makes the views and
+emits them, so no volume travels through the object store. A block is one row and order is kept, so
+block k goes to rank k % workers and step g consumes samples [g B, (g + 1) B) on any number of
+workers. `rank_batches` checks that this is what arrived.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
+from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.collate_fn import DefaultCollateFn
+from ray.data.datasource import Datasource, ReadTask
 from torch import Tensor
 
 from glmae_ray.budget import cpus_per_maker
@@ -29,26 +31,54 @@ from glmae_ray.watch import Event, Watch
 
 Batch = dict[str, Tensor]
 
-_NUMBERS_PER_BLOCK = 8192
+_TURNS_AT_ONCE = 1024
 _FOR_THE_HOST = ("number", "case", "fault", "made_s")
 
 
 def train_dataset(maker: SampleMaker, *, cfg: PretrainConfig, start: int) -> ray.data.Dataset:
-    """Every sample from step `start` to the end of the run, one micro-batch a block."""
-    first, total = start * cfg.global_batch, (cfg.steps - start) * cfg.global_batch
-    # Few blocks of bare numbers, cut lazily: a read task a micro-batch would cost 1.5 ms each
-    # before the first batch, half a minute for a run of 20,000.
-    numbers = ray.data.range(total, override_num_blocks=1 + total // _NUMBERS_PER_BLOCK)
-    # A block that Ray splits or merges by size would break the alignment of steps.
-    numbers.context.target_max_block_size = None
+    """Every sample from step `start` to the end of the run; a row is one micro-batch."""
+    first, size = start * cfg.global_batch, cfg.micro_batch
+    turns = ray.data.read_datasource(
+        _Turns((cfg.steps - start) * cfg.global_batch // size),
+        override_num_blocks=1,
+        ray_remote_args={"num_cpus": 0},  # one task that counts as long as the run lasts
+    )
+    # Blocks of one row, the least there is: Ray neither splits nor merges micro-batches.
+    turns.context.target_max_block_size = 1
+    # Counting takes no CPU; what Ray would reserve for it would be a maker's.
+    turns.context.op_resource_reservation_ratio = 0.0
 
     def views_of(rows: Columns) -> Columns:
-        return maker.make({"number": rows["id"] + first})
+        (turn,) = rows["turn"]
+        columns = maker.make({"number": first + turn * size + np.arange(size)})
+        return {name: column[np.newaxis] for name, column in columns.items()}
 
-    aligned = numbers.repartition(target_num_rows_per_block=cfg.micro_batch, strict=True)
-    return aligned.map_batches(
-        views_of, batch_size=cfg.micro_batch, zero_copy_batch=True, **_placement(cfg)
-    )
+    return turns.map_batches(views_of, batch_size=1, zero_copy_batch=True, **_placement(cfg))
+
+
+class _Turns(Datasource):
+    """The numbers 0, 1, ... of the micro-batches of a run.
+
+    One task yields them all. A read task a micro-batch would cost 1.5 ms each before the first
+    batch, half a minute for a run of 20,000; `repartition` would hold a CPU all the time.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def estimate_inmemory_data_size(self) -> int:
+        return 8 * self._count
+
+    def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
+        facts = BlockMetadata(
+            num_rows=self._count, size_bytes=8 * self._count, input_files=None, exec_stats=None
+        )
+        return [ReadTask(self._blocks, facts)]
+
+    def _blocks(self) -> Iterator[Block]:
+        for begin in range(0, self._count, _TURNS_AT_ONCE):
+            turns = np.arange(begin, min(begin + _TURNS_AT_ONCE, self._count))
+            yield BlockAccessor.batch_to_block({"turn": turns})
 
 
 def _placement(cfg: PretrainConfig) -> dict[str, Any]:
@@ -97,7 +127,7 @@ def rank_batches(
     """
     device = device or torch.device("cpu")
     arrived = shard.iter_torch_batches(
-        batch_size=cfg.micro_batch,
+        batch_size=1,
         prefetch_batches=cfg.pipeline.prefetch_batches,
         collate_fn=_Collate(pin=device.type == "cuda"),
     )
@@ -123,7 +153,7 @@ class _Collate(DefaultCollateFn):
         self._pin = pin
 
     def __call__(self, batch: Any) -> _Arrived:
-        tensors = super().__call__(batch)
+        tensors = {name: rows[0] for name, rows in super().__call__(batch).items()}
         columns = {name: tensors.pop(name).numpy() for name in _FOR_THE_HOST}
         if self._pin:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}

@@ -161,8 +161,8 @@ class Rank:
 
     def numbers(self, shard, pause_s: float) -> list[list[int]]:
         seen = []
-        for batch in shard.iter_batches(batch_size=2, prefetch_batches=2):
-            seen.append(batch["number"].tolist())
+        for row in shard.iter_batches(batch_size=1, prefetch_batches=2):
+            seen.append(row["number"][0].tolist())
             time.sleep(pause_s)
         return seen
 
