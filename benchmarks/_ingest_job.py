@@ -31,7 +31,7 @@ def run_job(source: Path, store: Path, *, workers: int, watch: bool = False) -> 
         that a worker had of its own, in MiB.
     """
     begin = time.perf_counter()
-    with _ray(workers):
+    with local_ray(workers):
         ray_start_s = time.perf_counter() - begin
         began = time.time()
         with _peak_of_workers() if watch else nullcontext({"bytes": 0}) as peak:
@@ -50,7 +50,8 @@ def run_job(source: Path, store: Path, *, workers: int, watch: bool = False) -> 
 
 
 @contextmanager
-def _ray(workers: int) -> Iterator[None]:
+def local_ray(workers: int) -> Iterator[None]:
+    """Have a Ray of that many CPUs inside."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
     import ray
 

@@ -15,7 +15,8 @@ from glmae_ray.phantoms import ORIENTATIONS, make_person, write_cohort
 _NOISE_HU = 12.0  # standard deviation; 10-20 in the body of a real CT
 _AIR_HU = -1024
 _PHANTOMS = 16  # where there are no real volumes
-_LARGE_SHAPE, _LARGE_MM = (512, 512, 96), (0.75, 0.75, 3.0)  # (X, Y, Z)
+_IN_PLANE, _IN_PLANE_MM, _BODY_MM = 512, 0.75, 288.0  # of a large CT: X and Y, and how tall
+_LARGE_SLICES = 96
 
 
 class VolumeSet(NamedTuple):
@@ -38,10 +39,22 @@ def large_volumes(scratch: Path, *, count: int) -> VolumeSet:
     folder = scratch / "large"
     folder.mkdir()
     for number in range(count):
-        # Every len(ORIENTATIONS)-th person lies like the first: x, y and z are the axes.
-        person, *_ = make_person(number * len(ORIENTATIONS), seed=1)
-        _save(folder / f"large_{number:03d}.nii.gz", _enlarged(person, number), _LARGE_MM)
+        write_large(folder / f"large_{number:03d}.nii.gz", number, slices=_LARGE_SLICES)
     return VolumeSet("large_ct", folder)
+
+
+def write_large(path: Path, number: int, *, slices: int) -> None:
+    """Write CT of 512 x 512 x `slices` voxels.
+
+    Args:
+        path: The NIfTI file.
+        number: Which person.
+        slices: How many; together they are as tall as any other number of them.
+    """
+    # Every len(ORIENTATIONS)-th person lies like the first: x, y and z are the axes.
+    person, *_ = make_person(number * len(ORIENTATIONS), seed=1)
+    voxels = _enlarged(person, (_IN_PLANE, _IN_PLANE, slices), seed=number)
+    _save(path, voxels, (_IN_PLANE_MM, _IN_PLANE_MM, _BODY_MM / slices))
 
 
 def huge_volume(scratch: Path) -> VolumeSet:
@@ -59,14 +72,16 @@ def _save(path: Path, voxels: NDArray[np.int16], spacing_mm: tuple[float, float,
     nib.save(nib.Nifti1Image(voxels, np.diag([-x_mm, -y_mm, z_mm, 1.0])), path)
 
 
-def _enlarged(person: NDArray[np.int16], seed: int) -> NDArray[np.int16]:
+def _enlarged(
+    person: NDArray[np.int16], shape: tuple[int, int, int], *, seed: int
+) -> NDArray[np.int16]:
     import torch  # not in the processes that time ways
 
     tensor = torch.from_numpy(person.astype(np.float32))[None, None]
-    hu = torch.nn.functional.interpolate(tensor, _LARGE_SHAPE, mode="trilinear")[0, 0].numpy()
-    hu = np.rint(hu + _noise(_LARGE_SHAPE, seed))
-    x, y = (np.arange(side) - (side - 1) / 2 for side in _LARGE_SHAPE[:2])
-    hu[np.hypot(x[:, None], y) > _LARGE_SHAPE[0] / 2] = _AIR_HU  # outside the field of view
+    hu = torch.nn.functional.interpolate(tensor, shape, mode="trilinear")[0, 0].numpy()
+    hu = np.rint(hu + _noise(shape, seed))
+    x, y = (np.arange(side) - (side - 1) / 2 for side in shape[:2])
+    hu[np.hypot(x[:, None], y) > shape[0] / 2] = _AIR_HU  # outside the field of view
     return hu.clip(_AIR_HU, 3071).astype(np.int16)
 
 

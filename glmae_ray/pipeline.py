@@ -41,7 +41,7 @@ def train_dataset(maker: SampleMaker, *, cfg: PretrainConfig, start: int) -> ray
     turns = ray.data.read_datasource(
         _Turns((cfg.steps - start) * cfg.global_batch // size),
         override_num_blocks=1,
-        ray_remote_args={"num_cpus": 0},  # one task that counts as long as the run lasts
+        num_cpus=0,  # one task that counts as long as the run lasts
     )
     # Blocks of one row, the least there is: Ray neither splits nor merges micro-batches.
     turns.context.target_max_block_size = 1

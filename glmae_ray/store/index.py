@@ -77,7 +77,7 @@ class VolumeIndex:
             return cls.from_records([])
         if rows is None:
             raise UserError(f"store: {store_path} has no {_INDEX}; `glmae ingest` makes it")
-        return cls(rows.combine_chunks())
+        return cls(rows)
 
     def write(self, store_path: str | Place) -> None:
         """Write the index into a store, in one step for whoever reads it."""
@@ -200,11 +200,7 @@ class VolumeIndex:
     @cached_property
     def _arrays(self) -> dict[str, pa.Array]:
         """Each column as one array; looking up a row of a table takes longer."""
-        columns = zip(self.rows.column_names, self.rows.columns, strict=True)
-        return {
-            name: column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-            for name, column in columns
-        }
+        return {name: _in_one_piece(self.rows[name]) for name in self.rows.column_names}
 
     @cached_property
     def _positions(self) -> dict[str, int]:
@@ -279,7 +275,18 @@ def _read_table(
 ) -> pa.Table | None:
     names = None if columns is None else sorted(set(columns), key=schema.names.index)
     with _open(place) as source:
-        return source and pq.read_table(source, schema=schema, columns=names)
+        if source is None:
+            return None
+        table = pq.read_table(source, schema=schema, columns=names)
+    names, columns = table.column_names, table.columns
+    del table
+    for number, column in enumerate(columns):  # one by one: never all of the table twice
+        columns[number] = _in_one_piece(column)
+    return pa.table(columns, names)
+
+
+def _in_one_piece(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _open(place: Place) -> AbstractContextManager[pa.NativeFile | None]:

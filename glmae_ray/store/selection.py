@@ -61,8 +61,9 @@ def select_cases(index: VolumeIndex, sampling: SamplingConfig) -> Selection:
     others = [mask[chosen] for mask in others]
     split = len(sampling.weights)
     weights = np.ones(len(index))
-    for mask, factor in zip(others[:split], sampling.weights.values(), strict=True):
-        weights[mask] *= factor
+    with np.errstate(over="ignore"):  # what has become infinite is told below
+        for mask, factor in zip(others[:split], sampling.weights.values(), strict=True):
+            weights[mask] *= factor
     if not 0 < weights.max() < math.inf:
         line = f"the largest weight of the {len(index)} chosen cases is {weights.max():g}"
         raise UserError(f"sampling.weights: {line}; it has to be above 0 and finite")

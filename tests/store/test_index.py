@@ -1,9 +1,12 @@
 """VolumeIndex: a row a case, the same from whichever side it is read; splits; quarantine."""
 
+import hashlib
 import json
 import os
+import pickle
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from glmae_ray.errors import UserError
@@ -104,9 +107,71 @@ def test_the_fingerprint_changes_with_voxels_and_splits_only():
         assert index.fingerprint() != plain
 
 
+def test_the_fingerprint_is_that_of_the_sorted_lines(monkeypatch):
+    # Ids that sort differently with and without what follows them; one beyond ASCII.
+    names = ["b", "a", "a b", "a\x01", "a-1", "ä", "\U0001f600", "\uffee"]
+    rows = [record(name, voxel_hash="v" * number) for number, name in enumerate(names)]
+    index = VolumeIndex.from_records(rows)
+    lines = sorted(f"{row['case_id']}\t{row['voxel_hash']}\ttrain" for row in rows)
+    expected = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert index.fingerprint() == expected
+    monkeypatch.setattr("glmae_ray.store.index._LINES_AT_ONCE", 3)
+    assert index.fingerprint() == expected
+    assert VolumeIndex(pa.concat_tables([index.rows[5:], index.rows[:5]])).fingerprint() == expected
+    assert VolumeIndex.from_records([]).fingerprint() == hashlib.sha256(b"").hexdigest()
+
+
+def test_some_columns_are_read_alone_and_look_the_same(tmp_path):
+    rows = [record("a"), record("b", split="val", structures={})]
+    VolumeIndex.from_records(rows).write(tmp_path)
+    index = VolumeIndex.read(tmp_path, columns={"structures", "case_id", "box_start", "box_stop"})
+    assert index.rows.column_names == ["case_id", "box_start", "box_stop", "structures"]
+    assert index.at(0) == {name: rows[0][name] for name in index.rows.column_names}
+    assert index.row("b")["structures"] == {}
+    np.testing.assert_array_equal(index.boxes(), VolumeIndex.read(tmp_path).boxes())
+    assert index.records() == [index.at(0), index.at(1)]
+    with pytest.raises(ValueError, match="nothing"):
+        VolumeIndex.read(tmp_path, columns=["nothing"])
+
+
+def test_a_row_is_looked_up_by_its_position_in_any_table():
+    rows = [record(name, std=[n + 0.5] * (n + 1), annotated=None) for n, name in enumerate("abcde")]
+    index = VolumeIndex.from_records(rows)
+    cut = VolumeIndex(pa.concat_tables([index.rows[:2], index.rows[2:]]))
+    for position, row in enumerate(rows):
+        assert index.at(position) == cut.at(position) == row
+    with pytest.raises(IndexError):
+        index.at(5)
+
+
+def test_a_selection_leaves_the_other_rows_behind_when_it_travels():
+    rows = [record(f"{number:04}") for number in range(2000)]
+    index = VolumeIndex.from_records(rows)
+    whole = len(pickle.dumps(index))
+    for few in (
+        index.keep(np.arange(2000) % 500 == 0),
+        index.where("case_id in ['0000', '0500', '1000', '1500']", field="where"),
+    ):
+        few._positions, few.at(0)  # what is remembered stays here
+        assert len(pickle.dumps(few)) < 25_000 < whole / 20
+        assert pickle.loads(pickle.dumps(few)).records() == rows[::500]
+    assert len(index.keep(np.zeros(2000, bool))) == 0
+
+
+def test_the_buffers_of_a_large_index_travel_out_of_band():
+    index = VolumeIndex.from_records([record(f"{number:04}") for number in range(2000)])
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(index, protocol=5, buffer_callback=buffers.append)
+    assert len(data) < 20_000
+    assert pickle.loads(data, buffers=buffers).records() == index.records()
+
+
 def test_a_store_without_an_index_is_named(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path)):
         VolumeIndex.read(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="has no index"):
+        VolumeIndex.read(tmp_path / "file")
 
 
 def test_a_failed_write_leaves_the_old_index(tmp_path, monkeypatch):
