@@ -105,20 +105,20 @@ def _choices(cfg: IngestConfig) -> Choices:
 
 def _planned(cfg: IngestConfig) -> VolumeStore:
     """The store as it will be; nothing is written before the source and Ray have answered."""
-    return VolumeStore(cfg.store, chunk=cfg.chunk, levels=cfg.levels, threads=1)
+    return VolumeStore(cfg.store, chunk=cfg.chunk, levels=cfg.levels, codec=cfg.codec)
 
 
 def _create(cfg: IngestConfig) -> None:
     try:
-        VolumeStore.create(cfg.store, chunk=cfg.chunk, levels=cfg.levels)
+        VolumeStore.create(cfg.store, chunk=cfg.chunk, levels=cfg.levels, codec=cfg.codec)
     except OSError as error:
         raise UserError(f"store: {cfg.store} cannot be made ({error.strerror or error})") from None
 
 
 def _opened(cfg: IngestConfig) -> VolumeStore:
-    # One thread a task: Ray already runs a task per core.
-    store = VolumeStore.open(cfg.store, threads=1)
-    for name, kept in (("chunk", store.chunk), ("levels", store.levels)):
+    store = VolumeStore.open(cfg.store)
+    for name in ("chunk", "levels", "codec"):
+        kept = getattr(store, name)
         if getattr(cfg, name) != kept:
             print(f"{name}: {getattr(cfg, name)} has no effect, {cfg.store} was made with {kept}")
     return store

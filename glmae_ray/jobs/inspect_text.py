@@ -21,7 +21,7 @@ def store_lines(facts: Mapping[str, Any]) -> str:
         *_entry(
             "format",
             f"{facts['format']} (OME-Zarr 0.5), chunks {times(facts['chunk'])}, "
-            f"{facts['levels']} levels",
+            f"{facts['levels']} levels, {facts['codec']}",
         ),
         *_entry("fingerprint", facts["fingerprint"]),
         *_entry("read by", _counted(facts["readers"]) or "-"),

@@ -42,6 +42,7 @@ def describe(store: VolumeStore, index: VolumeIndex) -> Facts:
         "format": FORMAT,
         "chunk": list(store.chunk),
         "levels": store.levels,
+        "codec": store.codec,
         "fingerprint": index.fingerprint(),
         "cases": len(index),
         "subjects": len(set(index.column("subject"))),

@@ -63,6 +63,7 @@ class VolumeStore:
         *,
         chunk: Shape,
         levels: int,
+        codec: str = "zstd",
         threads: int = 1,
         cache: CacheLimits | None = None,
     ) -> None:
@@ -72,27 +73,34 @@ class VolumeStore:
             path: The STORE folder, a path or `s3://BUCKET/FOLDER`.
             chunk: Sides (Z, Y, X) of the compressed blocks inside a shard.
             levels: Pyramid levels of every case.
+            codec: `zstd`, or `lz4`: read faster, and larger.
             threads: How many decode at a time in each call that reads.
             cache: Where chunks from an object store are kept on this machine; None: nowhere.
         """
         self.path = _store_place(path)
-        self.chunk, self.levels, self.threads, self.cache = chunk, levels, threads, cache
+        self.chunk, self.levels, self.codec = chunk, levels, codec
+        self.threads, self.cache = threads, cache
         self._opened = lru_cache(maxsize=_OPEN_ARRAYS)(self._open_array)
         self._files = lru_cache(maxsize=1)(self._open_files)
 
     @classmethod
     def create(
-        cls, path: str | Place, *, chunk: Shape = (32, 32, 32), levels: int = 3
+        cls,
+        path: str | Place,
+        *,
+        chunk: Shape = (32, 32, 32),
+        levels: int = 3,
+        codec: str = "zstd",
     ) -> VolumeStore:
-        """Make an empty store; `chunk` and `levels` are kept in it for later writers.
+        """Make an empty store; `chunk`, `levels` and `codec` are kept in it for later writers.
 
         Raises:
             UserError: Something is there already, or the object store refuses.
         """
         if cls.exists(path):
             raise UserError(f"store: {path} is there already")
-        store = cls(path, chunk=chunk, levels=levels)
-        about = {"format": FORMAT, "chunk": list(chunk), "levels": levels}
+        store = cls(path, chunk=chunk, levels=levels, codec=codec)
+        about = {"format": FORMAT, "chunk": list(chunk), "levels": levels, "codec": codec}
         _write_group(store._cases, {})
         _write_group(store.path, {"glmae": about})
         return store
@@ -137,7 +145,9 @@ class VolumeStore:
         if found != FORMAT:
             raise UserError(f"store: {path} has format {found}, this version reads {FORMAT}")
         z, y, x = about["chunk"]
-        return cls(path, chunk=(z, y, x), levels=about["levels"], threads=threads, cache=cache)
+        codec = about.get("codec", "zstd")  # stores from before there was a choice
+        kept = {"chunk": (z, y, x), "levels": about["levels"], "codec": codec}
+        return cls(path, **kept, threads=threads, cache=cache)
 
     def write(
         self,
@@ -230,7 +240,8 @@ class VolumeStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the name and the settings, not the open handles, not the credentials."""
-        settings = {name: getattr(self, name) for name in ("chunk", "levels", "threads", "cache")}
+        names = ("chunk", "levels", "codec", "threads", "cache")
+        settings = {name: getattr(self, name) for name in names}
         return partial(VolumeStore, **settings), (str(self.path),)
 
     @property
@@ -269,7 +280,9 @@ class VolumeStore:
     def _write_arrays(self, arrays: Mapping[str, tuple[NDArray[Any], float]]) -> None:
         """Write arrays, by name and each with its fill value."""
         for name, (array, fill_value) in arrays.items():
-            metadata = layout.array_metadata(array, chunk=self.chunk, fill_value=fill_value)
+            metadata = layout.array_metadata(
+                array, chunk=self.chunk, fill_value=fill_value, codec=self.codec
+            )
             folder = self._cases / name
             if (shard := encode_shard(array, metadata)) is not None:
                 publish(folder / layout.shard_key(array.ndim), shard)

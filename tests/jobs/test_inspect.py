@@ -45,7 +45,7 @@ def test_the_text_says_the_same_in_a_hundred_columns(store, capsys):
     text = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in text.splitlines()]
     for line in (
-        f"format {FORMAT} (OME-Zarr 0.5), chunks 32 x 32 x 32, 3 levels",
+        f"format {FORMAT} (OME-Zarr 0.5), chunks 32 x 32 x 32, 3 levels, zstd",
         "val 2 1",
         "all 3 2",
         "MR: 2 cases; channels: 2; int16 1, float32 1",

@@ -187,10 +187,27 @@ def test_a_box_outside_its_level_is_an_error(store):
         store.read("case.1", box=((0, 0, 0), (38, 50, 65)))
 
 
-def test_create_keeps_chunk_and_levels(tmp_path):
-    VolumeStore.create(tmp_path / "s", chunk=(16, 24, 32), levels=2)
+def test_create_keeps_chunk_levels_and_codec(tmp_path):
+    VolumeStore.create(tmp_path / "s", chunk=(16, 24, 32), levels=2, codec="lz4")
     store = VolumeStore.open(tmp_path / "s")
-    assert (store.chunk, store.levels) == ((16, 24, 32), 2)
+    assert (store.chunk, store.levels, store.codec) == ((16, 24, 32), 2, "lz4")
+
+
+def test_a_store_from_before_there_were_codecs_is_of_zstd(store):
+    document = store.path / "zarr.json"
+    document.write_text(document.read_text().replace(', "codec": "zstd"', ""))
+    assert "codec" not in document.read_text()
+    assert VolumeStore.open(store.path).codec == "zstd"
+
+
+def test_voxels_come_back_from_lz4_and_plain_zarr_reads_them(tmp_path):
+    store, scan = VolumeStore.create(tmp_path / "s", codec="lz4"), volume()
+    label = write(store, scan)
+    np.testing.assert_array_equal(VolumeStore.open(store.path).read("case.1"), scan.array)
+    np.testing.assert_array_equal(store.read_label("case.1", "structures"), label)
+    root = zarr.open(str(store.path), mode="r")
+    np.testing.assert_array_equal(root["cases/case.1/image/0"][:], scan.array)
+    assert '"lz4"' in (store.path / "cases/case.1/image/0/zarr.json").read_text()
 
 
 def test_what_is_no_store_is_refused_in_one_line(tmp_path):
