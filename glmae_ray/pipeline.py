@@ -19,66 +19,25 @@ import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
-from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.collate_fn import DefaultCollateFn
-from ray.data.datasource import Datasource, ReadTask
 from torch import Tensor
 
 from glmae_ray.budget import cpus_per_maker
 from glmae_ray.config import PretrainConfig
-from glmae_ray.samples import Columns, SampleMaker, UnreadableCaseError
+from glmae_ray.making import MakeTurn, count_turns
+from glmae_ray.samples import SampleMaker, UnreadableCaseError
 from glmae_ray.watch import Event, Watch
 
 Batch = dict[str, Tensor]
 
-_TURNS_AT_ONCE = 1024
 _FOR_THE_HOST = ("number", "case", "fault", "made_s")
 
 
 def train_dataset(maker: SampleMaker, *, cfg: PretrainConfig, start: int) -> ray.data.Dataset:
     """Every sample from step `start` to the end of the run; a row is one micro-batch."""
-    first, size = start * cfg.global_batch, cfg.micro_batch
-    turns = ray.data.read_datasource(
-        _Turns((cfg.steps - start) * cfg.global_batch // size),
-        override_num_blocks=1,
-        num_cpus=0,  # one task that counts as long as the run lasts
-    )
-    # Blocks of one row, the least there is: Ray neither splits nor merges micro-batches.
-    turns.context.target_max_block_size = 1
-    # Counting takes no CPU; what Ray would reserve for it would be a maker's.
-    turns.context.op_resource_reservation_ratio = 0.0
-
-    def views_of(rows: Columns) -> Columns:
-        (turn,) = rows["turn"]
-        columns = maker.make({"number": first + turn * size + np.arange(size)})
-        return {name: column[np.newaxis] for name, column in columns.items()}
-
+    turns = count_turns((cfg.steps - start) * cfg.global_batch // cfg.micro_batch)
+    views_of = MakeTurn(ray.put(maker), start * cfg.global_batch, cfg.micro_batch)
     return turns.map_batches(views_of, batch_size=1, zero_copy_batch=True, **_placement(cfg))
-
-
-class _Turns(Datasource):
-    """The numbers 0, 1, ... of the micro-batches of a run.
-
-    One task yields them all. A read task a micro-batch would cost 1.5 ms each before the first
-    batch, half a minute for a run of 20,000; `repartition` would hold a CPU all the time.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def estimate_inmemory_data_size(self) -> int:
-        return 8 * self._count
-
-    def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
-        facts = BlockMetadata(
-            num_rows=self._count, size_bytes=8 * self._count, input_files=None, exec_stats=None
-        )
-        return [ReadTask(self._blocks, facts)]
-
-    def _blocks(self) -> Iterator[Block]:
-        for begin in range(0, self._count, _TURNS_AT_ONCE):
-            turns = np.arange(begin, min(begin + _TURNS_AT_ONCE, self._count))
-            yield BlockAccessor.batch_to_block({"turn": turns})
 
 
 def _placement(cfg: PretrainConfig) -> dict[str, Any]:

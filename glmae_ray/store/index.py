@@ -273,16 +273,16 @@ def _write_rows(
 def _read_table(
     place: Place, schema: pa.Schema, *, columns: Iterable[str] | None = None
 ) -> pa.Table | None:
-    names = None if columns is None else sorted(set(columns), key=schema.names.index)
+    names = schema.names if columns is None else sorted(set(columns), key=schema.names.index)
     with _open(place) as source:
-        if source is None:
-            return None
-        table = pq.read_table(source, schema=schema, columns=names)
-    names, columns = table.column_names, table.columns
-    del table
-    for number, column in enumerate(columns):  # one by one: never all of the table twice
-        columns[number] = _in_one_piece(column)
-    return pa.table(columns, names)
+        return source and pa.table([_read_column(source, schema, name) for name in names], names)
+
+
+def _read_column(source: pa.NativeFile, schema: pa.Schema, name: str) -> pa.Array:
+    """One column, so that what decoding it takes is free again before the next."""
+    column = _in_one_piece(pq.read_table(source, schema=schema, columns=[name])[name])
+    pa.default_memory_pool().release_unused()
+    return column
 
 
 def _in_one_piece(column: pa.ChunkedArray) -> pa.Array:
@@ -295,7 +295,7 @@ def _open(place: Place) -> AbstractContextManager[pa.NativeFile | None]:
         raw = read_file(place)
         return nullcontext() if raw is None else pa.BufferReader(raw)
     try:
-        return pa.memory_map(str(place))
+        return pa.OSFile(str(place))
     except (FileNotFoundError, NotADirectoryError):
         return nullcontext()
 
