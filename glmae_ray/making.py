@@ -20,16 +20,12 @@ from ray.data.datasource import Datasource, ReadTask
 if TYPE_CHECKING:
     from glmae_ray.samples import SampleMaker
 
-_AT_HAND, _AT_ONCE = 32, 1024  # micro-batches
+_AT_ONCE = 1024  # micro-batches
 
 
 def count_turns(count: int) -> ray.data.Dataset:
     """The numbers 0 to `count` - 1 of micro-batches, column `turn`, one a block, without a CPU."""
-    # The first of them need no task to count them, and so no process that has to start before.
-    at_hand = min(count, _AT_HAND)
-    head = ray.data.from_blocks([_block(turn, turn + 1) for turn in range(at_hand)])
-    rest = ray.data.read_datasource(_Turns(at_hand, count), override_num_blocks=1, num_cpus=0)
-    turns = head.union(rest) if count > at_hand else head
+    turns = ray.data.read_datasource(_Turns(count), override_num_blocks=1, num_cpus=0)
     # Blocks of one row, the least there is: Ray neither splits nor merges micro-batches.
     turns.context.target_max_block_size = 1
     # Counting takes no CPU; what Ray would reserve for it would be a maker's.
@@ -60,30 +56,28 @@ class MakeTurn:
 
 
 class _Turns(Datasource):
-    """The numbers of micro-batches from `first` on.
+    """The numbers of micro-batches.
 
     One task yields them all, as long as the run lasts. A read task a micro-batch would cost 1.5 ms
     each before the first batch, half a minute for a run of 20,000; `repartition` would hold a CPU.
     """
 
-    def __init__(self, first: int, behind: int) -> None:
-        self._first, self._behind = first, behind
+    def __init__(self, count: int) -> None:
+        self._count = count
 
     def estimate_inmemory_data_size(self) -> int:
-        return 8 * (self._behind - self._first)
+        return 8 * self._count
 
     def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
-        rows, size = self._behind - self._first, self.estimate_inmemory_data_size()
-        facts = BlockMetadata(num_rows=rows, size_bytes=size, input_files=None, exec_stats=None)
+        facts = BlockMetadata(
+            num_rows=self._count, size_bytes=8 * self._count, input_files=None, exec_stats=None
+        )
         return [ReadTask(self._blocks, facts)]
 
     def _blocks(self) -> Iterator[Block]:
-        for begin in range(self._first, self._behind, _AT_ONCE):
-            yield _block(begin, min(begin + _AT_ONCE, self._behind))
-
-
-def _block(first: int, behind: int) -> Block:
-    return BlockAccessor.batch_to_block({"turn": np.arange(first, behind)})
+        for begin in range(0, self._count, _AT_ONCE):
+            turns = np.arange(begin, min(begin + _AT_ONCE, self._count))
+            yield BlockAccessor.batch_to_block({"turn": turns})
 
 
 @functools.lru_cache(maxsize=2)

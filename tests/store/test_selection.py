@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from glmae_ray.config import SamplingConfig
+from glmae_ray.config_data import SamplingConfig
 from glmae_ray.errors import UserError
 from glmae_ray.store.index import VolumeIndex
 from glmae_ray.store.selection import columns_to_select, select_cases
