@@ -34,7 +34,8 @@ class Entry:
         files: Subfolder of the data set that it reads while it runs; None: nothing.
         has_bar: Whether a ratio rests on it: measured with `--quick` too.
         least: Batches that are measured, at least.
-        brief: So slow that a single run, of so few batches, has to do.
+        brief: So slow that it is measured right behind the first batch.
+        once: A single run has to do.
         store: In place of the data set's own.
     """
 
@@ -45,6 +46,7 @@ class Entry:
     has_bar: bool = True
     least: int = 4
     brief: bool = False
+    once: bool = False
     store: str | None = None
 
 
@@ -54,12 +56,13 @@ def ways(recipe: str, data: DataSet) -> list[Entry]:
     return entries + (_crop_only(data) if recipe == CROP else _anti_aliased())
 
 
-def ways_by_s3(store: str, servers: Mapping[str, Mapping[str, str]]) -> list[Entry]:
+def ways_by_s3(store: str, servers: Mapping[str, Mapping[str, str]], *, once: bool) -> list[Entry]:
     """Ours through Ray Data from S3.
 
     Args:
         store: `s3://BUCKET/FOLDER`.
         servers: Name of the row to the variables that lead to its server.
+        once: A single run has to do.
     """
     return [
         Entry(
@@ -67,6 +70,7 @@ def ways_by_s3(store: str, servers: Mapping[str, Mapping[str, str]]) -> list[Ent
             Way(ours_ray, samples=_SAMPLES_PER_BATCH, environment=variables),
             "int16",
             store=store,
+            once=once,
         )
         for name, variables in servers.items()
     ]
@@ -158,7 +162,9 @@ def _anti_aliased() -> list[Entry]:
         # Without workers: two at once would each take twice as long, and both end together.
         way = Way(partial(monai, kind=kind, anti_aliased=True, workers=0))
         full_name = f"{name}_anti_aliased"
-        entries.append(Entry(full_name, way, "float32", has_bar=False, least=1, brief=True))
+        entries.append(
+            Entry(full_name, way, "float32", has_bar=False, least=1, brief=True, once=True)
+        )
     return entries
 
 

@@ -16,7 +16,7 @@ tree, the most at once, its start included, the steady state left out. Others: c
 of the machine kept busy in the steady state; much above 0, a run says little (the S3 server is
 one of them).
 
-With `--quick` only the ways that a ratio needs run, on fewer cases.
+With `--quick` only the ways that a ratio needs run, on fewer cases and fewer times.
 
 Variables: GLMAE_TEST_DATA, a folder with `headneck_ct` (else phantoms take its place), and
 GLMAE_BENCH_SCRATCH, a folder in which what is prepared stays for the next run.
@@ -123,8 +123,11 @@ def _measure_all(scratch: Path, effort: Effort) -> tuple[list[Row], list[Row], d
     small = headneck(scratch, most=effort.small_cases, only_bars=effort.only_bars)
     rows: list[Row] = []
     ratios: dict[str, float] = {}
-    with _s3_ways(large) as s3_ways:
-        for data, recipe in ((d, r) for d in (large, small) for r in (GLMAE, CROP)):
+    asked = [(large, GLMAE), (large, CROP), (small, GLMAE)]
+    if not effort.only_bars:
+        asked.append((small, CROP))
+    with _s3_ways(large, once=effort.only_bars) as s3_ways:
+        for data, recipe in asked:
             entries = ways(recipe, data)
             if data is large and recipe == GLMAE:
                 entries += s3_ways
@@ -139,13 +142,13 @@ def _measure_all(scratch: Path, effort: Effort) -> tuple[list[Row], list[Row], d
 
 
 @contextmanager
-def _s3_ways(data: DataSet) -> Iterator[list[Entry]]:
+def _s3_ways(data: DataSet, *, once: bool = False) -> Iterator[list[Entry]]:
     with ExitStack() as stack:
         servers = {
             name: stack.enter_context(object_server(data.folder.parent, delay_s=delay_s))
             for name, delay_s in ((_S3, 0.0), (_S3_SLOW, _DELAY_S))
         }
-        yield ways_by_s3(f"s3://{data.folder.name}/store", servers)
+        yield ways_by_s3(f"s3://{data.folder.name}/store", servers, once=once)
 
 
 def _runs(
@@ -156,7 +159,7 @@ def _runs(
     runs: Runs = {entry.name: [] for entry in entries}
     for repeat in range(repeats):
         for entry in rng.sample(entries, len(entries)):
-            if entry.brief and repeat > 0:
+            if entry.once and repeat > 0:
                 continue
             began = time.perf_counter()
             run = _run(data, recipe, entry, seconds=seconds, cold=repeat == 0)
