@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glmae_ray.compiled import compiled
+from glmae_ray.compiled import paste
 
 
 class Blocks(NamedTuple):
@@ -44,37 +44,5 @@ class Blocks(NamedTuple):
         """All of it, (C, Z, Y, X)."""
         box = np.empty((self.channels, *self.shape), self.chunks.dtype)
         for channel, voxels in zip(self.table, box, strict=True):
-            _paste(self.chunks, channel, self.fill_value, self.start, voxels)
+            paste(self.chunks, channel, self.fill_value, self.start, voxels)
         return box
-
-
-@compiled
-def _paste(chunks, table, fill_value, start, out):  # type: ignore[no-untyped-def]
-    for z in range(len(out)):
-        paste_plane(chunks, table, fill_value, start, z, out[z])
-
-
-@compiled
-def paste_plane(chunks, table, fill_value, start, z, out):  # type: ignore[no-untyped-def]
-    """Fill `out` (Y, X) with plane `z` of a box that begins at `start`; table (Z, Y, X)."""
-    deep, high, wide = chunks.shape[1:]
-    flat = chunks.reshape(-1)
-    rows, columns = out.shape
-    z_grid, z_inside = divmod(start[0] + z, deep)
-    first_x = start[2] // wide
-    for y in range(rows):
-        y_grid, y_inside = divmod(start[1] + y, high)
-        line = out[y]
-        x, x_grid, inside = 0, first_x, start[2] - first_x * wide
-        while x < columns:
-            count = min(wide - inside, columns - x)
-            place = table[z_grid, y_grid, x_grid]
-            here = np.uint64(x)  # unsigned: numba would look for negative ones
-            if place < 0:
-                for n in range(np.uint64(count)):
-                    line[here + n] = fill_value
-            else:
-                there = np.uint64(((place * deep + z_inside) * high + y_inside) * wide + inside)
-                for n in range(np.uint64(count)):
-                    line[here + n] = flat[there + n]
-            x, x_grid, inside = x + count, x_grid + 1, 0

@@ -67,7 +67,7 @@ class PipelineConfig(Config):
     # Where they run: custom resources that each takes, labels that its node has.
     resources: dict[str, PositiveFloat] = {}
     labels: dict[str, str] = {}
-    on_error: Literal["error", "skip"] = "error"  # skip: the plan's next case stands in
+    on_error: Literal["error", "skip"] = "error"  # skip: another case stands in
     skip_warning: Share = 0.01  # share of the samples with a stand-in that is told
     patience_s: PositiveFloat = 60.0  # wait for a batch after which is told what is slow
     cache: str | None = None  # folder on each node for what comes from S3; None: kept nowhere

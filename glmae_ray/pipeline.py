@@ -183,7 +183,11 @@ def _free_resources() -> dict[str, float]:
 def fixed_batches(
     maker: SampleMaker, *, samples: int, rank: int, workers: int, device: torch.device
 ) -> list[Batch]:
-    """The held-out samples of one rank, one a batch, kept in memory; equally many on every rank."""
+    """The held-out samples of one rank, one a batch, kept in memory; equally many on every rank.
+
+    Raises:
+        UnreadableCaseError: None stands in for a case here: figures of a run would not compare.
+    """
     numbers = range(rank, samples - samples % workers, workers)
     return [
         {

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glmae_ray.blocks import Blocks, paste_plane
-from glmae_ray.compiled import compiled
+from glmae_ray.blocks import Blocks
+from glmae_ray.compiled import resize_planes
 
 
 @dataclass(frozen=True)
@@ -82,64 +82,6 @@ def resize(box: Blocks, taps: list[Taps], out: NDArray[Any], *, code: Sequence[C
     for channel, voxels in enumerate(out):
         source = (box.chunks, box.table[channel], box.fill_value, box.start)
         how = code[channel] if code else AS_THEY_ARE
-        _resize(source, axes, plane, reduced, how, is_rounded, voxels.reshape(len(voxels), -1))
-
-
-@compiled
-def _resize(source, axes, plane, reduced, code, is_rounded, out):  # type: ignore[no-untyped-def]
-    """`reduced` holds the newest planes of the source at the size of the output's planes."""
-    chunks, table, fill_value, start = source
-    index_z, weight_z, index_y, weight_y, index_x, weight_x = axes
-    kept, across = len(reduced), len(weight_x[0])
-    row = np.empty(plane.shape[1], np.float32)
-    total = np.empty(reduced.shape[1], np.float32)
-    ready = np.uint32(0)  # unsigned: numba would look for negative ones
-    for z in range(len(out)):
-        for t in range(len(index_z)):
-            while ready <= index_z[t, z]:
-                paste_plane(chunks, table, fill_value, start, np.int64(ready), plane)
-                place = reduced[ready % kept]
-                for y in range(len(weight_y[0])):
-                    _blend(plane, index_y[:, y], weight_y[:, y], row)
-                    _pick(row, index_x, weight_x, place[y * across : (y + 1) * across])
-                ready += np.uint32(1)
-        _blend(reduced, index_z[:, z] % kept, weight_z[:, z], total)
-        _store(total, code, is_rounded, out[z])
-
-
-@compiled
-def _blend(lines, index, weight, out):  # type: ignore[no-untyped-def]
-    """Weighted sum of whole lines, two at a time: half the traffic of the sum so far."""
-    pairs = len(index) // 2
-    for pair in range(pairs):
-        a, b = lines[index[2 * pair]], lines[index[2 * pair + 1]]
-        weight_a, weight_b = weight[2 * pair], weight[2 * pair + 1]
-        if pair == 0:
-            for x in range(len(out)):
-                out[x] = a[x] * weight_a + b[x] * weight_b
-        else:
-            for x in range(len(out)):
-                out[x] = out[x] + a[x] * weight_a + b[x] * weight_b
-    if 2 * pairs < len(index):
-        a, weight_a = lines[index[2 * pairs]], weight[2 * pairs]
-        for x in range(len(out)):
-            out[x] += a[x] * weight_a
-
-
-@compiled
-def _pick(line, index, weight, out):  # type: ignore[no-untyped-def]
-    """Weighted sum of single voxels of a line."""
-    a, b, weight_a, weight_b = index[0], index[1], weight[0], weight[1]
-    for x in range(len(out)):
-        out[x] = line[a[x]] * weight_a[x] + line[b[x]] * weight_b[x]
-    for t in range(2, len(index)):
-        a, weight_a = index[t], weight[t]
-        for x in range(len(out)):
-            out[x] += line[a[x]] * weight_a[x]
-
-
-@compiled
-def _store(values, code, is_rounded, out):  # type: ignore[no-untyped-def]
-    for n in range(len(out)):
-        value = min(max(np.float64(values[n]), code.low), code.high) * code.scale + code.shift
-        out[n] = np.rint(value) if is_rounded else value
+        resize_planes(
+            source, axes, plane, reduced, how, is_rounded, voxels.reshape(len(voxels), -1)
+        )

@@ -121,12 +121,14 @@ class SampleMaker:
                     raise UnreadableCaseError(f"{error}; {hint}") from None
                 fault = fault or str(error)
                 case = self.plan.substitute(number, attempt)
+                if case == self.plan.case(number):  # there is no other
+                    break
             else:
                 columns["case"][place] = case
                 text = np.frombuffer(fault.encode()[:_FAULT_BYTES], np.uint8)
                 columns["fault"][place, : len(text)] = text
                 return
-        raise UnreadableCaseError(f"{fault}; nor can {_STAND_INS - 1} others")
+        raise UnreadableCaseError(f"{fault}; nor can the {attempt - 1} that stood in")
 
     def _make(self, columns: Columns, place: int, case: int) -> None:
         number, source = int(columns["number"][place]), self.source(case)
@@ -135,7 +137,7 @@ class SampleMaker:
             draw = self.plan.draw(number, kind, case=case)
             columns[f"{kind}_seeds"][place] = draw.mask_seeds
             cuts += map(Cut, draw.boxes, columns[kind][place])
-        reader = _Watched(_open_store(self.store, self.cache), source.case_id)
+        reader = _Watched(lambda: _open_store(self.store, self.cache), source.case_id)
         began = time.perf_counter()
         make_views(reader, source, cuts, level_share=self.views.level_share)
         self._redraw(reader, source, columns, place, case)
@@ -189,7 +191,7 @@ def sample_maker(
         plan,
         cfg.views,
         kinds,
-        stand_in=cfg.pipeline.on_error == "skip",
+        stand_in=split == "train" and cfg.pipeline.on_error == "skip",
         threads=threads,
         cache=cfg.pipeline.cache_limits,
     )
@@ -203,14 +205,14 @@ def fault_texts(faults: NDArray[np.uint8]) -> Iterable[str]:
 class _Watched:
     """A store of which one case is read: times it, and says which case it is that fails."""
 
-    def __init__(self, store: VolumeStore, case_id: str) -> None:
+    def __init__(self, store: Callable[[], VolumeStore], case_id: str) -> None:
         self.read_s = 0.0
         self._store, self._case_id = store, case_id
 
     def read_blocks(self, requests: Any) -> Any:
         began = time.perf_counter()
         try:
-            return _patiently(lambda: self._store.read_blocks(requests))
+            return _patiently(lambda: self._store().read_blocks(requests))
         except (OSError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UnreadableCaseError(f"case {self._case_id}: {reason}") from error

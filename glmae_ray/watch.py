@@ -16,7 +16,7 @@ from glmae_ray.samples import SampleMaker, fault_texts
 
 Columns = Mapping[str, NDArray[Any]]
 
-_FULL = 0.05  # share of the object store that is left when it holds things up
+_FULL = 0.5  # share of the object store from which on Ray Data waits
 
 
 class Event(NamedTuple):
@@ -60,7 +60,7 @@ class Watch:
         self.samples, self.stand_ins = 0, 0
         self._maker, self._pipeline, self._tell, self._free = maker, pipeline, tell, free
         self._last_s = (0.0, 0.0)  # of reading and resizing the newest sample
-        self._told = False
+        self._told = 0.0  # the share that was last told
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -96,12 +96,13 @@ class Watch:
         other = self._maker.source(case).case_id
         facts = {"sample": number, "stand_in": other, "fault": fault}
         self._tell(Event("stand_in", f"sample {number}: {fault}; {other} stands in", facts))
-        share = self.stand_ins / self.samples
-        if share > self._pipeline.skip_warning and not self._told:
-            self._told = True
+        share, bound = self.stand_ins / self.samples, self._pipeline.skip_warning
+        # Of as many samples as one in which is the bound; again when it has doubled.
+        if self.samples * bound >= 1 and share > max(bound, 2 * self._told):
+            self._told = share
             line = (
                 f"{self.stand_ins} of {self.samples} samples ({share:.1%}) are stand-ins, more "
-                f"than pipeline.skip_warning {self._pipeline.skip_warning:.1%}; the last: {fault}"
+                f"than pipeline.skip_warning {bound:.1%}; the last: {fault}"
             )
             self._tell(Event("many_stand_ins", line, {"share": share, "fault": fault}))
 
@@ -137,7 +138,7 @@ def starving_stage(made_s: NDArray[np.float64], *, waited_s: float, now: float) 
 
 
 def _suspect(free: Mapping[str, float]) -> str:
-    if free["object_store_memory"] < _FULL * free["total_object_store_memory"]:
+    if free["object_store_memory"] < (1 - _FULL) * free["total_object_store_memory"]:
         return "the object store is full"
     if free["CPU"] < 1:
         return "no CPU is free, view makers may wait for one"

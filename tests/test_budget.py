@@ -67,6 +67,13 @@ def test_makers_can_have_nodes_of_their_own():
     assert allot(cfg, nodes).budget.makers == 16
     by_resource = tiny_config("resources.workers=2", "pipeline.resources={views: 0.01}")
     assert allot(by_resource, [node(2, gpus=2), node(8, views=1.0)]).budget.makers == 8
+    assert allot(by_resource, [node(2, gpus=2), node(8, views=0.03)]).budget.makers == 3
+
+
+def test_makers_do_not_share_a_cpu_of_two_nodes():
+    cfg = tiny_config("resources.workers=1", "pipeline.labels={pool: cpu}")
+    nodes = [node(2, gpus=1), *(node(1.5, labels={"pool": "cpu"}) for _ in range(4))]
+    assert allot(cfg, nodes).budget.makers == 4
 
 
 @pytest.mark.parametrize(

@@ -169,5 +169,7 @@ def test_another_case_stands_in_and_every_number_is_still_made_once(store, damag
 def test_a_store_of_which_nothing_can_be_read_ends_the_run(damaged):
     chosen = "sampling.where=case_id in ('p2', 'p4')"
     maker = maker_of(damaged, chosen, "pipeline.on_error=skip")
-    with pytest.raises(UnreadableCaseError, match=r"case p[24]: .* nor can 15 others"):
+    with pytest.raises(
+        UnreadableCaseError, match=r"case p[24]: .* nor can the [0-9]+ that stood in"
+    ):
         maker.make({"number": np.array([0])})

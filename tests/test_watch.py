@@ -16,7 +16,7 @@ from tests.store.test_index import record
 PLENTY = {
     "CPU": 3.0,
     "total_CPU": 8.0,
-    "object_store_memory": 4e9,
+    "object_store_memory": 5e9,
     "total_object_store_memory": 8e9,
 }
 
@@ -54,6 +54,15 @@ def test_each_stand_in_is_told_with_its_reason_and_many_of_them_once(tmp_path):
     looks.take(columns([8], faults={8: "case a: x"}), waited_s=0)
     assert [e.kind for e in events].count("many_stand_ins") == 1
     assert (looks.samples, looks.stand_ins) == (9, 4)
+    looks.take(columns(range(9, 40), faults=dict.fromkeys(range(9, 40), "case a: x")), waited_s=0)
+    assert [e.kind for e in events].count("many_stand_ins") == 2  # twice the share that was told
+
+
+def test_one_stand_in_among_few_samples_is_not_many(tmp_path):
+    events: list[Event] = []
+    looks = watch(tmp_path, events)
+    looks.take(columns([0], faults={0: "case a: x"}), waited_s=0)
+    assert [e.kind for e in events] == ["stand_in"]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +87,7 @@ def test_a_wait_beyond_the_bound_is_told_while_it_lasts_and_explained_when_it_en
         time.sleep(0.2)
     looks.take(columns([0], made_s=(0.15, 0.01)), waited_s=0.2)
     assert [e.kind for e in events] == ["slow_batch", "slow_batch"]
-    assert "the store may be slow (free: 3 of 8 CPUs, 4.0 of 8.0 GB" in events[0].line
+    assert "the store may be slow (free: 3 of 8 CPUs, 5.0 of 8.0 GB" in events[0].line
     assert "it waited for the store" in events[1].line
 
 

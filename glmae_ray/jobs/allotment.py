@@ -50,23 +50,25 @@ def allot(cfg: PretrainConfig, nodes: Sequence[Node]) -> Allotment:
     if not gpu and cfg.engine.precision == "fp16":
         raise UserError("engine.precision: fp16 needs GPUs; use bf16 or float32 on CPUs")
     each = cfg.resources.cpus_per_worker or (1.0 if gpu else 0.5)
-    chosen = [node for node in nodes if _can_make(node, cfg)]
+    chosen = [node for node in nodes if _places(node, cfg)]
     elsewhere = cpus - _sum(chosen, "CPU")
     left = _sum(chosen, "CPU") - max(0.0, workers * each - elsewhere)
     need = budget(cfg, cpus=left, cpus_per_worker=0) if left > 0 else None
     if (need is None or need.makers == 0) and not waits:
         raise UserError(_no_maker(cfg, each, cpus, chosen))
-    plan = budget(cfg, cpus=max(left, cpus_per_maker(cfg)) + workers * each, cpus_per_worker=each)
+    places = sum(_places(node, cfg) for node in chosen)
+    cpus_left = max(cpus_per_maker(cfg), min(left, places * cpus_per_maker(cfg)))
+    plan = budget(cfg, cpus=cpus_left + workers * each, cpus_per_worker=each)
     return Allotment(gpu, each, plan, tuple(_warnings(plan, nodes)))
 
 
-def _can_make(node: Node, cfg: PretrainConfig) -> bool:
-    """Whether a task that makes views may run on a node."""
+def _places(node: Node, cfg: PretrainConfig) -> int:
+    """How many tasks that make views find room on a node."""
     resources, labels = node["Resources"], node.get("Labels", {})
+    if any(labels.get(name) != value for name, value in cfg.pipeline.labels.items()):
+        return 0
     needs = {"CPU": cpus_per_maker(cfg), **cfg.pipeline.resources}
-    return all(resources.get(name, 0.0) >= amount for name, amount in needs.items()) and all(
-        labels.get(name) == value for name, value in cfg.pipeline.labels.items()
-    )
+    return min(int(resources.get(name, 0.0) / amount + 1e-9) for name, amount in needs.items())
 
 
 def _no_maker(cfg: PretrainConfig, each: float, cpus: float, chosen: Sequence[Node]) -> str:

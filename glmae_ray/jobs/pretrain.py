@@ -8,7 +8,7 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glmae_ray.config import PretrainConfig
 from glmae_ray.errors import UserError
@@ -27,6 +27,18 @@ _FIRST_FILES = {"environment.json", f"environment.json{UNFINISHED}", f"config.js
 _PACKAGES = ("glmae-ray", "torch", "ray", "deepspeed", "zarr", "tensorstore", "pyarrow", "monai")
 
 
+class StoreFacts(NamedTuple):
+    """What a run must find again when it is continued: its samples follow from it.
+
+    Attributes:
+        store_fingerprint: Of ids, voxels and splits of all cases.
+        selection: Of the cases that `sampling` chooses, their foreground boxes and weights.
+    """
+
+    store_fingerprint: str
+    selection: str
+
+
 def run(cfg: PretrainConfig) -> None:
     """Pre-train, or continue; prints the summary and where the run is.
 
@@ -39,13 +51,13 @@ def run(cfg: PretrainConfig) -> None:
     places = {name: str(to_place(getattr(cfg, name))) for name in ("store", "run")}
     cfg = cfg.model_copy(update=places)
     folder = Path(cfg.run)
-    fingerprint = _check_store(cfg)
-    if _check_run(cfg, folder, fingerprint):
+    facts = _check_store(cfg)
+    if _check_run(cfg, folder, facts):
         print(f"{folder}: has done its {cfg.steps} steps already")
     else:
         with ray_session(cfg.ray):
             allotment = _allot(cfg)
-            _write_facts(cfg, folder, fingerprint)
+            _write_facts(cfg, folder, facts)
             with progress(folder, steps=cfg.steps):
                 _fit(cfg, allotment)
         _print_summary(summarise(folder))
@@ -62,12 +74,14 @@ def _allot(cfg: PretrainConfig) -> Allotment:
     return allotment
 
 
-def _check_store(cfg: PretrainConfig) -> str:
-    """See that the store can feed the run; its fingerprint."""
+def _check_store(cfg: PretrainConfig) -> StoreFacts:
+    """See that the store can feed the run."""
     VolumeStore.open(cfg.store)
-    needed = {*FINGERPRINT_COLUMNS, "channels", *columns_to_select(cfg.sampling)}
+    boxes = {"box_start", "box_stop"}
+    needed = {*FINGERPRINT_COLUMNS, "channels", *boxes, *columns_to_select(cfg.sampling)}
     index = VolumeIndex.read(cfg.store, columns=needed)
-    chosen, val = select_cases(index, cfg.sampling).index, index.select(split="val")
+    selection, val = select_cases(index, cfg.sampling), index.select(split="val")
+    chosen = selection.index
     channels = sorted({*chosen.column("channels").tolist(), *val.column("channels").tolist()})
     if channels != [cfg.model.channels]:
         raise UserError(
@@ -77,10 +91,10 @@ def _check_store(cfg: PretrainConfig) -> str:
         print(f"{cfg.store}: no case of the split val, so no held-out reconstruction is measured")
     if both := len(chosen.select(split="val")):
         print(f"sampling.where: {both} chosen cases are of the split val, which is held out")
-    return index.fingerprint()
+    return StoreFacts(index.fingerprint(), selection.digest())
 
 
-def _check_run(cfg: PretrainConfig, folder: Path, fingerprint: str) -> bool:
+def _check_run(cfg: PretrainConfig, folder: Path, facts: StoreFacts) -> bool:
     """See that the folder is new or of the same run; whether that run is complete."""
     if not (folder / "config.json").exists():
         # A kill may come between environment.json and config.json.
@@ -100,12 +114,15 @@ def _check_run(cfg: PretrainConfig, folder: Path, fingerprint: str) -> bool:
             f"resources.workers: {workers}, but the checkpoints of {folder} are ZeRO "
             f"{cfg.engine.zero_stage} shards of {old_workers}; continue with {old_workers}"
         )
-    facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    if facts["store_fingerprint"] != fingerprint:
-        lines.append(
-            f"store: {cfg.store} has changed since {folder} was started: its fingerprint was "
-            f"{facts['store_fingerprint'][:12]} and is {fingerprint[:12]}; name another run"
-        )
+    found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    for name, what in (("store_fingerprint", "fingerprint"), ("selection", "selection of cases")):
+        old, new = found.get(name, ""), getattr(facts, name)
+        if old != new:
+            lines.append(
+                f"store: {cfg.store} has changed since {folder} was started: its {what} was "
+                f"{old[:12]} and is {new[:12]}; name another run"
+            )
+            break  # one follows from the other
     if lines:
         raise UserError(*lines)
     summary = folder / "summary.json"
@@ -122,11 +139,11 @@ def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any
     ]
 
 
-def _write_facts(cfg: PretrainConfig, folder: Path, fingerprint: str) -> None:
+def _write_facts(cfg: PretrainConfig, folder: Path, store: StoreFacts) -> None:
     """config.json and environment.json: what runs, on what."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = {
-        "store_fingerprint": fingerprint,
+        **store._asdict(),
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",

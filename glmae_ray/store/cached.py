@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import diskcache
 
 from glmae_ray.config_data import CacheLimits
-from glmae_ray.store.ranges import File, Ranges, Span
+from glmae_ray.store.ranges import File, Ranges, Span, Tail
 
 _BLOCK = 2**20  # bytes: a request's worth
+_FAILURES = (OSError, sqlite3.Error)
 
 
 class CachedRanges:
@@ -39,14 +42,14 @@ class CachedRanges:
         """See `Ranges`."""
         return self._files.whole(key)
 
-    def tail(self, key: str, size: int) -> Iterator[bytes | None]:
+    def tail(self, key: str, size: int) -> Iterator[Tail | None]:
         """See `Ranges`."""
         return self._files.tail(key, size)
 
     def spans(self, file: File, spans: Sequence[Span]) -> Iterator[bytes]:
         """See `Ranges`."""
         needed = {n for start, stop in spans for n in range(start // _BLOCK, -(-stop // _BLOCK))}
-        found = {n: self._blocks.get(self._name(file, n), retry=True) for n in sorted(needed)}
+        found = {n: self._kept(file, n) for n in sorted(needed)}
         runs = _runs([number for number, block in found.items() if block is None])
         asked = [(first * _BLOCK, min(behind * _BLOCK, file.size)) for first, behind in runs]
         return self._pieces(file, spans, found, asked, self._files.spans(file, asked))
@@ -63,11 +66,18 @@ class CachedRanges:
             for begin in range(0, len(raw), _BLOCK):
                 number, block = (start + begin) // _BLOCK, raw[begin : begin + _BLOCK]
                 blocks[number] = block
-                self._blocks.set(self._name(file, number), block, retry=True)
+                with suppress(*_FAILURES):  # a full disk: what is not kept is fetched again
+                    self._blocks.set(self._name(file, number), block, retry=True)
         for start, stop in spans:
             first, behind = start // _BLOCK, -(-stop // _BLOCK)
             raw = b"".join(blocks[number] or b"" for number in range(first, behind))
             yield raw[start - first * _BLOCK : stop - first * _BLOCK]
+
+    def _kept(self, file: File, number: int) -> bytes | None:
+        try:
+            return self._blocks.get(self._name(file, number), retry=True)
+        except _FAILURES:  # of the cache, not of the case
+            return None
 
     def _name(self, file: File, number: int) -> str:
         return f"{self._store}/{file.key} {file.version} {number}"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from glmae_ray.blocks import Blocks
 from glmae_ray.errors import DamagedError
-from glmae_ray.store.ranges import File, Ranges, Span, merged
+from glmae_ray.store.ranges import File, Ranges, Span, Tail, merged
 from glmae_ray.store.shards import NOWHERE
 from glmae_ray.volume import Shape
 
@@ -65,7 +65,7 @@ class Shard:
         return start, stop
 
 
-_Answers: TypeAlias = tuple[Iterator[bytes | None], Iterator[bytes | None]]
+_Answers: TypeAlias = tuple[Iterator[bytes | None], Iterator[Tail | None]]
 
 
 class Opening:
@@ -99,7 +99,7 @@ class Opening:
     def _ask(self) -> _Answers:
         return self._files.whole(f"{self._name}/zarr.json"), self._files.tail(self._key, _TAIL)
 
-    def _read(self, document: bytes, tail: bytes | None) -> Shard:
+    def _read(self, document: bytes, tail: Tail | None) -> Shard:
         try:
             metadata = json.loads(document)
             *channels, z, y, x = metadata["shape"]
@@ -109,11 +109,10 @@ class Opening:
             raise DamagedError(f"{self._name}/zarr.json is damaged: {error!r}") from None
         grid = (*(channels or [1]), -(-z // deep), -(-y // high), -(-x // wide))
         size = 16 * int(np.prod(grid)) + 4
-        if tail is not None and len(tail) < size:
+        if tail is not None and len(tail.raw) < size:
             tail = next(self._files.tail(self._key, size))
-        ends = _ends(tail, size, self._key).reshape(*grid, 2)
-        version = 0 if tail is None else int.from_bytes(tail[-4:], "little")  # of the index
-        file = File(self._key, int(ends.max(initial=0)) + size, version)
+        ends = _ends(tail and tail.raw, size, self._key).reshape(*grid, 2)
+        file = File(self._key, int(ends.max(initial=0)) + size, tail.version if tail else "")
         return Shard(file, (z, y, x), (deep, high, wide), dtype, fill_value, ends)
 
 
@@ -179,6 +178,8 @@ def _fetch(
     buffers, asked = {}, []
     for shard, (_, spans) in wanted.items():
         buffers[shard] = np.empty((len(spans), *shard.chunk), shard.dtype)
+        if not spans:  # nothing but fill value, perhaps no file at all
+            continue
         groups = merged(spans, files.gap)
         pieces = files.spans(shard.file, [span for span, _ in groups])
         asked.append((shard, spans, groups, pieces))

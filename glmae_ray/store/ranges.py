@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from glmae_ray.errors import DamagedError
 
+_MOST = 2**23  # bytes of a range, that several threads may share the work and S3 the requests
 Span = tuple[int, int]  # first byte, and the one behind the last
 
 
@@ -19,12 +20,19 @@ class File(NamedTuple):
     Attributes:
         key: Its path, relative to the folder.
         size: In bytes.
-        version: Another one has other content.
+        version: Another one has other content; empty where nobody tells.
     """
 
     key: str
     size: int
-    version: int
+    version: str
+
+
+class Tail(NamedTuple):
+    """The end of a file, and the file's version."""
+
+    raw: bytes
+    version: str
 
 
 class Ranges(Protocol):
@@ -39,7 +47,7 @@ class Ranges(Protocol):
     def whole(self, key: str) -> Iterator[bytes | None]:
         """Begin to read a file; the only item is its content, None where there is none."""
 
-    def tail(self, key: str, size: int) -> Iterator[bytes | None]:
+    def tail(self, key: str, size: int) -> Iterator[Tail | None]:
         """Begin to read the last bytes of a file, all of it where it is shorter; as `whole`."""
 
     def spans(self, file: File, spans: Sequence[Span]) -> Iterator[bytes]:
@@ -64,9 +72,10 @@ class LocalRanges:
         """See `Ranges`."""
         yield self._last(key, None)
 
-    def tail(self, key: str, size: int) -> Iterator[bytes | None]:
+    def tail(self, key: str, size: int) -> Iterator[Tail | None]:
         """See `Ranges`."""
-        yield self._last(key, size)
+        raw = self._last(key, size)
+        yield None if raw is None else Tail(raw, "")
 
     def spans(self, file: File, spans: Sequence[Span]) -> Iterator[bytes]:
         """See `Ranges`. Not mapped into memory: a disk that fails would end the process."""
@@ -78,8 +87,11 @@ class LocalRanges:
                     os.posix_fadvise(opened.fileno(), start, stop - start, advice)
             for start, stop in spans:
                 raw = os.pread(opened.fileno(), stop - start, start)
-                if len(raw) < stop - start:
-                    raise DamagedError(f"{place} ends at byte {start + len(raw)}")
+                while len(raw) < stop - start:  # network file systems may hand over parts
+                    more = os.pread(opened.fileno(), stop - start - len(raw), start + len(raw))
+                    if not more:
+                        raise DamagedError(f"{place} ends at byte {start + len(raw)}")
+                    raw += more
                 yield raw
 
     def _last(self, key: str, size: int | None) -> bytes | None:
@@ -93,7 +105,7 @@ class LocalRanges:
 
 
 def merged(spans: Sequence[Span], gap: int) -> list[tuple[Span, slice]]:
-    """Put neighbours together where at most `gap` bytes lie between them.
+    """Put neighbours together where at most `gap` bytes lie between them, some mebibytes at most.
 
     Args:
         spans: In rising order, none inside another.
@@ -102,8 +114,13 @@ def merged(spans: Sequence[Span], gap: int) -> list[tuple[Span, slice]]:
     Returns:
         Each longer range, and which of the given ones lie in it.
     """
-    cuts = [n for n in range(1, len(spans)) if spans[n][0] - spans[n - 1][1] > gap]
-    edges = list(chain([0], cuts, [len(spans)])) if spans else []
+    edges = [0] if spans else []
+    for number in range(1, len(spans)):
+        is_far = spans[number][0] - spans[number - 1][1] > gap
+        if is_far or spans[number][1] - spans[edges[-1]][0] > _MOST:
+            edges.append(number)
+    if spans:
+        edges.append(len(spans))
     return [
         ((spans[first][0], spans[behind - 1][1]), slice(first, behind))
         for first, behind in pairwise(edges)

@@ -11,7 +11,7 @@ import tensorstore as ts
 
 from glmae_ray.errors import UserError
 from glmae_ray.s3 import CONNECT_S, SILENCE_S, TRIES, server
-from glmae_ray.store.ranges import File, Span
+from glmae_ray.store.ranges import File, Span, Tail
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -37,7 +37,7 @@ class RemoteRanges:
         """See `Ranges`."""
         return self._contents([self._files.read(key)])
 
-    def tail(self, key: str, size: int) -> Iterator[bytes | None]:
+    def tail(self, key: str, size: int) -> Iterator[Tail | None]:
         """See `Ranges`."""
         return self._tail(key, self._files.read(key, byte_range=slice(-size, None)))
 
@@ -47,10 +47,13 @@ class RemoteRanges:
         return self._pieces(file.key, reads)
 
     def _contents(self, reads: Sequence[ts.Future]) -> Iterator[bytes | None]:
-        for read in reads:
-            with remote_errors(self._place):
-                found = read.result()
-            yield found.value if found.state == "value" else None
+        return (tail and tail.raw for tail in map(self._answer, reads))
+
+    def _answer(self, read: ts.Future) -> Tail | None:
+        """What came, and the generation (on S3 the ETag) of the object that it is of."""
+        with remote_errors(self._place):
+            found = read.result()
+        return Tail(found.value, found.stamp.generation.hex()) if found.state == "value" else None
 
     def _pieces(self, key: str, reads: Sequence[ts.Future]) -> Iterator[bytes]:
         for piece in self._contents(reads):
@@ -58,14 +61,14 @@ class RemoteRanges:
                 raise OSError(f"{self._place / key} is gone")
             yield piece
 
-    def _tail(self, key: str, read: ts.Future) -> Iterator[bytes | None]:
+    def _tail(self, key: str, read: ts.Future) -> Iterator[Tail | None]:
         try:
             read.result()
         except ValueError as error:
             if str(error).startswith("OUT_OF_RANGE"):  # the file is shorter
-                yield from self.whole(key)
+                yield self._answer(self._files.read(key))
                 return
-        yield from self._contents([read])
+        yield self._answer(read)
 
 
 @contextmanager

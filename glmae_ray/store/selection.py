@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -29,6 +30,13 @@ class Selection:
 
     index: VolumeIndex
     weights: NDArray[np.float64] | None
+
+    def digest(self) -> str:
+        """SHA-256 over what a plan is made of: ids, foreground boxes and weights, in order."""
+        parts = ["\n".join(self.index.case_ids()).encode(), self.index.boxes().tobytes()]
+        if self.weights is not None:
+            parts.append(self.weights.tobytes())
+        return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 def columns_to_select(sampling: SamplingConfig) -> set[str]:
