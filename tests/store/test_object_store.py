@@ -350,8 +350,8 @@ def test_a_server_that_is_not_s3_is_no_store_without_cases(proxy, bucket):
 
 
 def _meet_silence(url, answers):
-    s3.SILENCE_S = 1
-    os.environ["TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS"] = "1"  # what the user sets counts
+    s3.SILENCE_S = 2
+    os.environ["TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS"] = "2"  # what the user sets counts
     s3.TRIES = remote.TRIES = 2
     store = VolumeStore.open(url)
     answers.put(store.read("case.1").sum())
@@ -369,7 +369,7 @@ def test_silence_is_waited_for_once_more_and_then_told(proxy, bucket):
     write(store, scan)
     spawn = multiprocessing.get_context("spawn")
     answers = spawn.Queue()
-    proxy.rule = lambda r: "stall" if r.turn == 1 and "image/0" in r.path else None
+    proxy.rule = lambda r: "stall" if r.turn == 0 and "image/0/c." in r.path else None
     process = spawn.Process(target=_meet_silence, args=(str(store.path), answers))
     process.start()
     assert answers.get(timeout=60) == scan.array.sum()
