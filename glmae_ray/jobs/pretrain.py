@@ -20,8 +20,8 @@ from glmae_ray.store.selection import columns_to_select, select_cases
 from glmae_ray.store.zarr_store import VolumeStore
 from glmae_ray.tracking import progress, summarise
 
-# What may differ when a run is continued: none of it changes a sample or an update. Folders may
-# move; the store is known by its fingerprint.
+# What may differ when a run is continued: none of it changes an update, nor a sample but where a
+# case cannot be read. Folders may move; the store is known by its fingerprint.
 _FREE = {"store", "run", "resources", "ray", "save", "log", "pipeline"}
 _FIRST_FILES = {"environment.json", f"environment.json{UNFINISHED}", f"config.json{UNFINISHED}"}
 _PACKAGES = ("glmae-ray", "torch", "ray", "deepspeed", "zarr", "tensorstore", "pyarrow", "monai")
