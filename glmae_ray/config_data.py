@@ -22,7 +22,7 @@ class ViewsConfig(Config):
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6
     # A view is read from the coarsest pyramid level on which its box has this share of the view's
     # voxels along each axis. Our decision: 0.75 differs from level 0 by less than a scanner's
-    # noise and than resizing without anti-aliasing (docs/log.md), at half the cost of 1.
+    # noise and than resizing without anti-aliasing (docs/design/0003), at two thirds of the cost.
     level_share: PositiveFloat = 0.75
     # HU that become 0 and 1 in CT; other modalities use the case's 0.5 and 99.5 percentiles.
     window: tuple[float, float] = (-1000.0, 1000.0)

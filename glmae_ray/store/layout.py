@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from glmae_ray.volume import Shape, Spacing
 
 # Of blosc. Zstandard's level 5 takes four times as long for 1 to 4 % less, bit shuffle more room;
-# LZ4 is decoded three times as fast and takes 30 to 40 % more (docs/log.md).
+# LZ4 is decoded three times as fast and takes 27 to 40 % more (docs/log.md).
 _LEVELS = {"zstd": 2, "lz4": 5}
 _SHORTEST_HALVED = 16  # voxels; halving keeps at least 8 on every axis
 
