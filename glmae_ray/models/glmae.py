@@ -65,7 +65,7 @@ class Decoder(nn.Module):
         # 0 is CLS, so patch n sits at n + 1.
         where = F.pad(kept_BK + 1, (1, 0)).unsqueeze(-1).expand(-1, -1, d)
         full = self.mask_token.to(x.dtype).expand(b, 1 + tokens, d).scatter(1, where, x)
-        full = full + sincos_positions(grid, d).to(x.device)
+        full = full + sincos_positions(grid, d, x.device)
         for block in self.blocks:
             full = block(full)
         return self.predict(self.norm(gather_tokens(full, hidden_BM + 1)))

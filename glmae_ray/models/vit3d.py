@@ -38,7 +38,9 @@ def patch_grid(sides: Grid | list[int], patch: Grid) -> Grid:
 
 
 @functools.lru_cache(maxsize=32)
-def sincos_positions(grid: Grid, width: int, temperature: float = 10000.0) -> Tensor:
+def sincos_positions(
+    grid: Grid, width: int, device: torch.device | None = None, temperature: float = 10000.0
+) -> Tensor:
     """Fixed 3-D sine-cosine positions, (1 + N, width) float32; the first row, CLS, is zero.
 
     Per axis `width / 6` frequencies temperature^(-i / (width / 6)), sines before cosines, axes
@@ -50,8 +52,22 @@ def sincos_positions(grid: Grid, width: int, temperature: float = 10000.0) -> Te
     for axis in (y, z, x):
         angles = axis.reshape(-1, 1) * frequencies
         waves += [angles.sin(), angles.cos()]
-    positions = torch.cat(waves, dim=1)
-    return torch.cat([torch.zeros(1, width), positions])
+    # Made on the CPU, the same bits everywhere, and kept on the device: a step copies nothing.
+    return torch.cat([torch.zeros(1, width), torch.cat(waves, dim=1)]).to(device)
+
+
+def interpolate_positions(table_NE: Tensor, *, grid: Grid, to: Grid) -> Tensor:
+    """Positions of another grid by trilinear interpolation, (1 + M, E); the CLS row stays.
+
+    Args:
+        table_NE: (1 + N, E), CLS first, patches in the order of `grid`.
+        grid: Patches along Z, Y, X. Three numbers and never a cube root: int(216 ** (1/3)) is 5.
+        to: The grid that is wanted.
+    """
+    if grid == to:
+        return table_NE
+    cls, patches = table_NE[:1], table_NE[1:].T.reshape(1, -1, *grid)
+    return torch.cat([cls, F.interpolate(patches, size=to, mode="trilinear").flatten(2)[0].T])
 
 
 def gather_tokens(tokens_BNE: Tensor, index_BK: Tensor) -> Tensor:
@@ -131,7 +147,12 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """3-D ViT with a learned CLS token and fixed sin-cos positions for whatever grid it meets."""
+    """3-D ViT with a learned CLS token and positions for whatever grid it meets.
+
+    Positions are fixed sin-cos, exact on any grid, unless a file brought a table of its own.
+    """
+
+    pos_embed: Tensor | None
 
     def __init__(self, *, channels: int, patch: Grid, width: int, depth: int, heads: int) -> None:
         """Build `depth` blocks; weights start as in MAE's public code (Xavier uniform)."""
@@ -141,8 +162,26 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.ModuleList(Block(width, heads=heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.register_buffer("pos_embed", None)
+        self.pos_grid: Grid | None = None
         initialise(self)
         nn.init.normal_(self.cls_token, std=0.02)
+
+    def adopt_positions(self, table_NE: Tensor, *, grid: Grid) -> None:
+        """Use a table of positions in place of sin-cos; saved with the weights, never trained.
+
+        Args:
+            table_NE: (1 + N, E), CLS first.
+            grid: Patches along Z, Y, X that it was made for; other grids are interpolated.
+        """
+        self.pos_embed = table_NE.detach().to(self.cls_token).unsqueeze(0)
+        self.pos_grid = grid
+
+    def positions(self, grid: Grid) -> Tensor:
+        """Positions of a grid, (1 + N, E), CLS first, on the encoder's device."""
+        if self.pos_embed is None or self.pos_grid is None:
+            return sincos_positions(grid, self.cls_token.shape[-1], self.cls_token.device)
+        return interpolate_positions(self.pos_embed[0], grid=self.pos_grid, to=grid)
 
     def forward(self, patches_BKP: Tensor, *, grid: Grid, kept_BK: Tensor | None = None) -> Tensor:
         """Encode patches, (B, 1 + K, E), CLS first.
@@ -153,9 +192,10 @@ class Encoder(nn.Module):
             kept_BK: Which of the N patches of the view these are; None: all, in order.
         """
         x = self.patch_embed(patches_BKP)
-        positions = sincos_positions(grid, x.shape[-1]).to(x.device)
+        positions = self.positions(grid)
         x = x + (positions[1:] if kept_BK is None else positions[1:][kept_BK])
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        cls = (self.cls_token + positions[0]).to(x.dtype)
+        x = torch.cat([cls.expand(len(x), -1, -1), x], dim=1)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
