@@ -73,9 +73,12 @@ class RunLog:
 class Told(Protocol):
     """What a person should read; see `glmae_ray/watch.py`."""
 
-    kind: str
-    line: str
-    facts: dict[str, Any]
+    @property
+    def kind(self) -> str: ...
+    @property
+    def line(self) -> str: ...
+    @property
+    def facts(self) -> dict[str, Any]: ...
 
 
 def write_event(run: Path, event: Told, *, rank: int) -> None:

@@ -23,7 +23,7 @@ class Event(NamedTuple):
     """Something a person should read.
 
     Attributes:
-        kind: `stand_in`, `many_stand_ins` or `slow_batch`.
+        kind: `stand_in`, `many_stand_ins`, `slow_batch`, or one of `glmae_ray/health.py`.
         line: It, in one line.
         facts: JSON values for who counts them.
     """

@@ -16,6 +16,7 @@ import torch
 from glmae_ray import checkpoint
 from glmae_ray.config import PretrainConfig
 from glmae_ray.engine import Engine
+from glmae_ray.health import Health
 from glmae_ray.loop import StepInfo, held_out_reconstruction, train_steps
 from glmae_ray.models.glmae import GLMAE
 from glmae_ray.pipeline import fixed_batches, rank_batches
@@ -59,6 +60,7 @@ class _Sitting:
         self._cfg, self._engine = cfg, engine
         self._rank, self._workers = context.get_world_rank(), context.get_world_size()
         self._held_out = self._make_held_out()
+        self._health = Health(cfg)
         self._log: RunLog | None = None
         if self._rank == 0:
             self._log = RunLog(Path(cfg.run), step=start, tensorboard=cfg.log.tensorboard)
@@ -151,6 +153,8 @@ class _Sitting:
             "peak_memory_bytes": self._peak_memory,
         }
         self._log.write(record)
+        for event in self._health.judge(record):
+            write_event(Path(self._cfg.run), event, rank=self._rank)
 
     def _write_aside(self, step: int, began: float, record: Record) -> None:
         """A record of what was done beside training, and how long it took."""

@@ -25,7 +25,7 @@ from glmae_ray.models.vit3d import Encoder
 from glmae_ray.pipeline import rank_batches, train_dataset
 from glmae_ray.samples import sample_maker
 from glmae_ray.store.zarr_store import VolumeStore
-from glmae_ray.tracking import read_metrics
+from glmae_ray.tracking import read_events, read_metrics
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.ray
@@ -293,3 +293,12 @@ def test_a_store_that_changed_under_a_run_is_refused(finished_run, small_store, 
     (run / "environment.json").write_text(json.dumps(facts))
     assert main(words(small_store, run, "resources.workers=2")) == 2
     assert "its fingerprint was ffffffffffff" in capsys.readouterr().err
+
+
+def test_a_collapse_is_told_on_the_terminal_and_in_the_events(small_store, tmp_path, capsys):
+    flat = ("loss.student_temperature=100", "loss.teacher_temperature=[100,100]")
+    short = ("steps=4", "validation.every_steps=4", "save.every_steps=4")
+    assert main(words(small_store, tmp_path / "run", *flat, *short)) == 0
+    (event,) = read_events(tmp_path / "run")
+    assert (event["event"], event["step"], event["rank"]) == ("collapsed_to_uniform", 3, 0)
+    assert event["line"] in capsys.readouterr().err
