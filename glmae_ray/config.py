@@ -46,6 +46,8 @@ class ModelConfig(Config):
     head_hidden: PositiveInt
     head_bottleneck: PositiveInt
     prototypes: PositiveInt
+    compile: bool = False  # the blocks with torch.compile; a minute at the start of a run
+    activation_checkpointing: bool = False  # a block's insides again in place of in memory
 
     @model_validator(mode="before")
     @classmethod
@@ -169,6 +171,7 @@ class PretrainConfig(JobConfig):
 
     store: str
     run: str
+    init: str | None = None  # an encoder to start from: a file, or the folder of another run
     seed: NonNegativeInt = 0
     steps: PositiveInt
     global_batch: PositiveInt
@@ -267,3 +270,22 @@ class DemoConfig(JobConfig):
     seed: NonNegativeInt = 0
     pretrain: dict[str, Any] = {}  # fields of configs/pretrain/demo.yaml to change
     ray: RayConfig = RayConfig()
+
+
+ExportFormat = Literal["glmae", "original", "monai_vit", "monai_vit_cls", "monai_unetr"]
+
+
+class ExportConfig(JobConfig):
+    """`glmae export`: an encoder under the names that other code expects."""
+
+    run: str  # a run's folder, or a file of an encoder
+    out: str
+    formats: tuple[ExportFormat, ...] | None = None  # None: every one that the encoder fits
+    grid: Size | None = None  # of written positions, patches along Z, Y, X; None: the local view's
+    channels: PositiveInt | None = None  # None: as many as the encoder has
+    positions: Literal["file", "sincos"] = "file"  # sincos: the formula in place of the file's
+    # What a file of others leaves open.
+    part: Literal["student", "teacher"] = "student"
+    axes: Literal["XYZ", "ZYX"] | None = None  # None: XYZ where the file does not say
+    heads: PositiveInt | None = None  # None: width / 64 where the file does not say
+    file_grid: Size | None = None  # of its positions, along its own axes; None: a cube

@@ -36,13 +36,16 @@ class Engine:
         """
         deepspeed = _import_deepspeed(device)
         groups = parameter_groups(module.named_parameters(), weight_decay=cfg.optim.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.optim.betas)
+        optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.optim.betas, fused=True)
         self.device = device
         self.zero_stage = cfg.engine.zero_stage
         self._gathered = deepspeed.zero.GatheredParameters
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module.to(device), optimizer=optimizer, config=_settings(cfg)
         )
+        if self.zero_stage == 0 and torch.distributed.get_world_size() == 1:
+            # DeepSpeed would put all gradients into one buffer and back, with nobody to send to.
+            self._engine.enable_backward_allreduce = False
         self._clip, self._norm = cfg.optim.clip, torch.tensor(torch.nan)
         # Stage 0 clips with this method of DeepSpeed's, which forgets the norm.
         self._engine.clip_fp32_gradients = self._clip_and_remember

@@ -75,15 +75,16 @@ def test_reconstruction_loss_equals_monais_autoencoder_on_the_same_mask():
         "local_seeds": torch.tensor([[1], [2]]),
         "window": torch.tensor([[[-1000.0, 1000.0]]] * 2),
     }
-    views = ours._masked(batch, "local")
+    views = ours._views(batch, "local")
+    masks = ours._masks(batch, "local", views)
     theirs._masking = lambda x, masking_ratio: (  # noqa: ARG005
-        x.gather(1, views.kept_BK[..., None].expand(-1, -1, 24)),
-        views.kept_BK,
-        torch.ones(2, 24, dtype=torch.int).scatter(1, views.kept_BK, 0),
+        x.gather(1, masks.kept_BK[..., None].expand(-1, -1, 24)),
+        masks.kept_BK,
+        torch.ones(2, 24, dtype=torch.int).scatter(1, masks.kept_BK, 0),
     )
     predicted, mask = theirs((batch["local"][:, 0].float() + 1000) / 2000)
     # MONAI numbers the voxels of a patch as ours does for one channel.
-    target, _ = losses.standardise(views.patches_BNP)
+    target, _ = losses.standardise(views.all())
     expected = ((predicted - target).square().mean(-1) * mask).sum() / mask.sum()
     torch.testing.assert_close(ours(batch)["loss"], expected, atol=1e-5, rtol=1e-5)
 

@@ -7,109 +7,24 @@ patch, E embedding. All computation happens inside `forward`, because autocast a
 from __future__ import annotations
 
 import copy
+import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glmae_ray import losses
 from glmae_ray.config import LossConfig, ModelConfig
 from glmae_ray.config_data import ViewsConfig
 from glmae_ray.models.augmenting import augment
-from glmae_ray.models.masking import draw_masks
-from glmae_ray.models.vit3d import (
-    Block,
-    Encoder,
-    Grid,
-    gather_tokens,
-    initialise,
-    patch_grid,
-    patchify,
-    sincos_positions,
-    unpatchify,
-)
+from glmae_ray.models.compiling import compile_blocks
+from glmae_ray.models.decoder import Decoder
+from glmae_ray.models.head import ProjectionHead
+from glmae_ray.models.masking import Masks, draw_masks
+from glmae_ray.models.view_patches import ViewPatches
+from glmae_ray.models.vit3d import Encoder, unpatchify
 
 Batch = dict[str, Tensor]
-
-
-class Decoder(nn.Module):
-    """Rebuilds the hidden patches of a view; one decoder serves global and local views."""
-
-    def __init__(self, cfg: ModelConfig, *, values: int) -> None:
-        """Build from the encoder's width down to `values` numbers a patch."""
-        super().__init__()
-        width = cfg.decoder_width
-        self.embed = nn.Linear(cfg.width, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.blocks = nn.ModuleList(
-            Block(width, heads=cfg.decoder_heads) for _ in range(cfg.decoder_depth)
-        )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.predict = nn.Linear(width, values)
-        initialise(self)
-        nn.init.normal_(self.mask_token, std=0.02)
-
-    def forward(self, z_BKE: Tensor, *, kept_BK: Tensor, hidden_BM: Tensor, grid: Grid) -> Tensor:
-        """Predict the standardised voxels of the hidden patches, (B, M, P).
-
-        Args:
-            z_BKE: The encoder's output, CLS first, then the kept patches.
-            kept_BK: Their numbers.
-            hidden_BM: The numbers of the patches to predict.
-            grid: Patches along Z, Y, X.
-        """
-        x = self.embed(z_BKE)
-        b, _, d = x.shape
-        tokens = kept_BK.shape[1] + hidden_BM.shape[1]
-        # 0 is CLS, so patch n sits at n + 1.
-        where = F.pad(kept_BK + 1, (1, 0)).unsqueeze(-1).expand(-1, -1, d)
-        full = self.mask_token.to(x.dtype).expand(b, 1 + tokens, d).scatter(1, where, x)
-        full = full + sincos_positions(grid, d, x.device)
-        for block in self.blocks:
-            full = block(full)
-        return self.predict(self.norm(gather_tokens(full, hidden_BM + 1)))
-
-
-class ProjectionHead(nn.Module):
-    """MLP, L2-normalised bottleneck, weight-normalised prototypes (the form of DINO's head)."""
-
-    def __init__(self, cfg: ModelConfig) -> None:
-        """Build width -> hidden -> hidden -> bottleneck -> prototypes."""
-        super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(cfg.width, cfg.head_hidden),
-            nn.GELU(),
-            nn.Linear(cfg.head_hidden, cfg.head_hidden),
-            nn.GELU(),
-            nn.Linear(cfg.head_hidden, cfg.head_bottleneck),
-        )
-        initialise(self)
-        self.prototypes = Prototypes(cfg.head_bottleneck, cfg.prototypes, bias=False)
-
-    def forward(self, cls: Tensor) -> Tensor:
-        """Map CLS features (..., E) to logits (..., prototypes), each within [-1, 1]."""
-        return self.prototypes(F.normalize(losses.at_least_float32(self.mlp(cls)), dim=-1))
-
-
-class Prototypes(nn.Linear):
-    """A linear layer whose rows count by their direction only."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Cosine of the unit vectors x (..., bottleneck) to each prototype, in float32."""
-        # A bfloat16 cosine is off by 0.004; a temperature of 0.04 would make that 0.1.
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x, F.normalize(self.weight, dim=-1))
-
-
-class MaskedViews(NamedTuple):
-    """One kind of view of a batch, the views of all samples in one row."""
-
-    patches_BNP: Tensor  # [0, 1] float32
-    kept_BK: Tensor
-    hidden_BM: Tensor
-    grid: Grid
-    samples: int
 
 
 class Reconstruction(NamedTuple):
@@ -143,6 +58,7 @@ class GLMAE(nn.Module):
             width=model.width,
             depth=model.depth,
             heads=model.heads,
+            recompute=model.activation_checkpointing,
         )
         if loss.reconstructed:
             values = self.encoder.patch_embed.proj.weight[0].numel()
@@ -155,6 +71,8 @@ class GLMAE(nn.Module):
             self.register_buffer("center_started", torch.zeros(()))
             self.register_buffer("teacher_sum", torch.zeros(model.prototypes), persistent=False)
             self.register_buffer("teacher_views", torch.zeros(()), persistent=False)
+        if model.compile:
+            compile_blocks(self)
 
     def forward(
         self, batch: Batch, *, task: str = "objective", teacher_temperature: float = 0.07
@@ -175,21 +93,23 @@ class GLMAE(nn.Module):
             return self._objective(batch, teacher_temperature)
         if task == "held_out":
             return self._held_out(batch)
-        return {kind: self._picture(self._masked(batch, kind)) for kind in self.loss.reconstructed}
+        return {kind: self._picture(batch, kind) for kind in self.loss.reconstructed}
 
     def _objective(self, batch: Batch, teacher_temperature: float) -> Batch:
         cfg = self.loss
         terms: Batch = {}
         monitors: Batch = {}
         cls: dict[str, Tensor] = {}
-        masked = {kind: self._masked(batch, kind, augmented=True) for kind in cfg.kinds}
+        views = {kind: self._views(batch, kind, augmented=True) for kind in cfg.kinds}
         for kind in cfg.masked_kinds:
-            z_BKE = self._encode(masked[kind])
-            cls[kind] = z_BKE[:, 0].reshape(masked[kind].samples, -1, z_BKE.shape[-1])
+            masks = self._masks(batch, kind, views[kind])
+            z_BKE = self._encode(views[kind], masks)
+            cls[kind] = z_BKE[:, 0].unflatten(0, (views[kind].samples, -1))
             if kind in cfg.reconstructed:
-                terms[f"r{kind[0]}"] = self._reconstruction_error(z_BKE, masked[kind]).mean()
+                error = self._reconstruction_error(z_BKE, views[kind], masks)
+                terms[f"r{kind[0]}"] = error.mean()
         if cfg.uses_teacher:
-            teacher_BVK = self._teach(masked["global"], teacher_temperature)
+            teacher_BVK = self._teach(views["global"], teacher_temperature)
             consistency, monitors = self._consistency(teacher_BVK, cls)
             terms |= consistency
         weighted = {name: getattr(cfg, f"w_{name}") * term for name, term in terms.items()}
@@ -198,68 +118,58 @@ class GLMAE(nn.Module):
         outputs |= {f"cls_std_{kind}": _spread(value) for kind, value in cls.items()}
         return {"loss": torch.stack(list(weighted.values())).sum(), **outputs, **monitors}
 
-    def _masked(self, batch: Batch, kind: str, *, augmented: bool = False) -> MaskedViews:
-        """Cut the views of one kind into patches and mask them."""
-        volumes = self._volumes(batch, kind, augmented=augmented)
-        patches = patchify(volumes, self.patch)
-        seeds = batch[f"{kind}_seeds"].flatten()
-        kept, hidden = draw_masks(seeds, tokens=patches.shape[1], ratio=self.views.mask_ratio)
-        grid = patch_grid(list(volumes.shape[2:]), self.patch)
-        return MaskedViews(patches, kept, hidden, grid, samples=len(batch[kind]))
-
-    def _volumes(self, batch: Batch, kind: str, *, augmented: bool) -> Tensor:
-        """Cast and window the views of one kind: (B V, C, Z, Y, X) in [0, 1]."""
+    def _views(self, batch: Batch, kind: str, *, augmented: bool = False) -> ViewPatches:
+        """The views of one kind, still raw."""
         views, windows_BVC2 = batch[kind], batch["window"].unsqueeze(1)
         if augmented:
             seeds = batch[f"{kind}_seeds"]
             views, windows_BVC2 = augment(views, windows_BVC2, seeds_BV=seeds, cfg=self.views)
-        low, high = windows_BVC2[..., None, None, None, :].unbind(-1)
-        unit = (views.to(self.encoder.cls_token.dtype) - low) / (high - low)
-        return unit.clamp(0, 1).flatten(0, 1)
-
-    def _encode(self, views: MaskedViews) -> Tensor:
-        visible = gather_tokens(views.patches_BNP, views.kept_BK)
-        return self.encoder(visible, grid=views.grid, kept_BK=views.kept_BK)
-
-    def _decode(self, z_BKE: Tensor, views: MaskedViews) -> Tensor:
-        return self.decoder(
-            z_BKE, kept_BK=views.kept_BK, hidden_BM=views.hidden_BM, grid=views.grid
+        windows_BVC2 = windows_BVC2.expand(-1, views.shape[1], -1, -1).to(self.encoder.cls_token)
+        return ViewPatches(
+            views.flatten(0, 1), windows_BVC2.flatten(0, 1), self.patch, samples=len(views)
         )
 
-    def _reconstruction_error(self, z_BKE: Tensor, views: MaskedViews) -> Tensor:
-        target, _ = losses.standardise(gather_tokens(views.patches_BNP, views.hidden_BM))
-        return losses.reconstruction_loss(self._decode(z_BKE, views), target)
+    def _masks(self, batch: Batch, kind: str, views: ViewPatches) -> Masks:
+        seeds = batch[f"{kind}_seeds"].flatten()
+        return draw_masks(seeds, tokens=math.prod(views.grid), ratio=self.views.mask_ratio)
 
-    @torch.no_grad()
-    def _teach(self, views: MaskedViews, temperature: float) -> Tensor:
+    def _encode(self, views: ViewPatches, masks: Masks) -> Tensor:
+        return self.encoder(views.at(masks.kept_BK), grid=views.grid, kept_BK=masks.kept_BK)
+
+    def _decode(self, z_BKE: Tensor, views: ViewPatches, masks: Masks) -> Tensor:
+        return self.decoder(z_BKE, masks=masks, grid=views.grid)
+
+    def _reconstruction_error(self, z_BKE: Tensor, views: ViewPatches, masks: Masks) -> Tensor:
+        target, _ = losses.standardise(views.at(masks.hidden_BM))
+        return losses.reconstruction_loss(self._decode(z_BKE, views, masks), target)
+
+    def _teach(self, views: ViewPatches, temperature: float) -> Tensor:
         """Teacher probabilities of the intact global views, (B, V, prototypes)."""
-        z = self.teacher_encoder(views.patches_BNP, grid=views.grid)
-        logits = self.teacher_head(z[:, 0]).reshape(views.samples, -1, len(self.center))
-        self.teacher_sum += logits.sum(dim=(0, 1))
-        self.teacher_views += logits.shape[0] * logits.shape[1]
-        return losses.teacher_probabilities(logits, self.center, temperature)
+        with torch.inference_mode():
+            z = self.teacher_encoder(views.all(), grid=views.grid)
+            logits = self.teacher_head(z[:, 0]).unflatten(0, (views.samples, -1))
+            self.teacher_sum += logits.sum(dim=(0, 1))
+            self.teacher_views += logits.shape[0] * logits.shape[1]
+            taught = losses.teacher_probabilities(logits, self.center, temperature)
+        return taught.clone()  # what inference mode makes cannot be saved for a backward pass
 
     def _consistency(self, teacher_BVK: Tensor, cls: dict[str, Tensor]) -> tuple[Batch, Batch]:
         """The consistency terms, and what tells a collapse: entropies, divergence, centre."""
-        cfg = self.loss
         terms: Batch = {}
-        monitors: Batch = {}
         entropy = losses.entropy(teacher_BVK)
-        if cfg.w_gg > 0:
-            student = losses.student_log_probabilities(
-                self.head(cls["global"]), cfg.student_temperature
-            )
-            terms["gg"] = losses.same_view_cross_entropy(teacher_BVK, student)
-            monitors["student_entropy"] = losses.entropy(student.detach().exp())
-        if cfg.w_gl > 0:
-            student = losses.student_log_probabilities(
-                self.head(cls["local"]), cfg.student_temperature
-            )
-            terms["gl"] = losses.every_pair_cross_entropy(teacher_BVK, student)
-        monitors["teacher_entropy"] = entropy
-        monitors["center_norm"] = self.center.norm()
-        # H(t, s) = H(t) + KL(t || s), so the divergence needs no second pass.
-        monitors |= {f"kl_{name}": term.detach() - entropy for name, term in terms.items()}
+        monitors: Batch = {"teacher_entropy": entropy, "center_norm": self.center.norm()}
+        for name, kind, cross_entropy in (
+            ("gg", "global", losses.same_view_cross_entropy),
+            ("gl", "local", losses.every_pair_cross_entropy),
+        ):
+            if not getattr(self.loss, f"w_{name}"):
+                continue
+            logits = self.head(cls[kind])
+            student = losses.student_log_probabilities(logits, self.loss.student_temperature)
+            terms[name] = cross_entropy(teacher_BVK, student)
+            monitors[f"student_entropy_{kind}"] = losses.entropy(student.detach().exp())
+            # H(t, s) = H(t) + KL(t || s), so the divergence needs no second pass.
+            monitors[f"kl_{name}"] = terms[name].detach() - entropy
         return terms, monitors
 
     @torch.no_grad()
@@ -296,28 +206,31 @@ class GLMAE(nn.Module):
     def _held_out(self, batch: Batch) -> Batch:
         sums: Batch = {}
         for kind in self.loss.reconstructed:
-            views = self._masked(batch, kind)
-            target, _ = losses.standardise(gather_tokens(views.patches_BNP, views.hidden_BM))
-            error = losses.reconstruction_loss(self._decode(self._encode(views), views), target)
+            views = self._views(batch, kind)
+            masks = self._masks(batch, kind, views)
+            target, _ = losses.standardise(views.at(masks.hidden_BM))
+            predicted = self._decode(self._encode(views, masks), views, masks)
+            error = losses.reconstruction_loss(predicted, target)
             trivial = losses.reconstruction_loss(torch.zeros_like(target), target)
             sums[kind] = torch.stack([error.sum(), trivial.sum(), error.new_tensor(len(error))])
         return sums
 
-    def _picture(self, views: MaskedViews) -> Reconstruction:
+    def _picture(self, batch: Batch, kind: str) -> Reconstruction:
         """De-normalise each predicted patch with its own mean and deviation, and put it back."""
-        hidden = gather_tokens(views.patches_BNP, views.hidden_BM)
+        views = self._views(batch, kind)
+        masks = self._masks(batch, kind, views)
+        original, hidden = views.all(), views.at(masks.hidden_BM)
         _, statistics = losses.standardise(hidden)
-        predicted = losses.at_least_float32(self._decode(self._encode(views), views))
-        restored = predicted * statistics.deviation + statistics.mean
-        where = views.hidden_BM.unsqueeze(-1).expand_as(hidden)
-        originals = views.patches_BNP
+        predicted = self._decode(self._encode(views, masks), views, masks)
+        restored = losses.at_least_float32(predicted) * statistics.deviation + statistics.mean
+        where = masks.hidden_BM.unsqueeze(-1).expand_as(hidden)
         versions = (
-            originals,
-            originals.scatter(1, where, torch.full_like(hidden, torch.nan)),
-            originals.scatter(1, where, restored.clamp(0, 1)),
+            original,
+            original.scatter(1, where, torch.full_like(hidden, torch.nan)),
+            original.scatter(1, where, restored.clamp(0, 1)),
         )
         volumes = (unpatchify(v, grid=views.grid, patch=self.patch) for v in versions)
-        return Reconstruction(*(v.reshape(views.samples, -1, *v.shape[1:]) for v in volumes))
+        return Reconstruction(*(v.unflatten(0, (views.samples, -1)) for v in volumes))
 
 
 def _spread(cls_BVE: Tensor) -> Tensor:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from glmae_ray.models.noise import noise
 
 
-def draw_masks(seeds_B: Tensor, *, tokens: int, ratio: float) -> tuple[Tensor, Tensor]:
+class Masks(NamedTuple):
+    """Numbers of the patches of each view that stay and that are hidden, in rising order."""
+
+    kept_BK: Tensor
+    hidden_BM: Tensor
+
+
+def draw_masks(seeds_B: Tensor, *, tokens: int, ratio: float) -> Masks:
     """Choose uniformly which tokens stay.
 
     Args:
@@ -23,4 +32,5 @@ def draw_masks(seeds_B: Tensor, *, tokens: int, ratio: float) -> tuple[Tensor, T
     keep = max(1, int(tokens * (1 - ratio) + 1e-9))
     number_N = torch.arange(tokens, device=seeds_B.device)
     order = noise(seeds_B[:, None], number_N).argsort(dim=1, stable=True)
-    return order[:, :keep].sort(dim=1).values, order[:, keep:].sort(dim=1).values
+    kept, hidden = order[:, :keep], order[:, keep:]
+    return Masks(kept.sort(dim=1).values, hidden.sort(dim=1).values)

@@ -12,6 +12,7 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Grid = tuple[int, int, int]
 
@@ -46,14 +47,16 @@ def sincos_positions(
     Per axis `width / 6` frequencies temperature^(-i / (width / 6)), sines before cosines, axes
     in the order Y, Z, X: the layout of MONAI's `build_sincos_position_embedding`.
     """
-    frequencies = temperature ** -(torch.arange(width // 6).float() / (width // 6))
-    z, y, x = torch.meshgrid(*(torch.arange(side).float() for side in grid), indexing="ij")
-    waves = []
-    for axis in (y, z, x):
-        angles = axis.reshape(-1, 1) * frequencies
-        waves += [angles.sin(), angles.cos()]
-    # Made on the CPU, the same bits everywhere, and kept on the device: a step copies nothing.
-    return torch.cat([torch.zeros(1, width), torch.cat(waves, dim=1)]).to(device)
+    # Also where the teacher asks first: an inference tensor could not be used outside.
+    with torch.inference_mode(False):
+        frequencies = temperature ** -(torch.arange(width // 6).float() / (width // 6))
+        z, y, x = torch.meshgrid(*(torch.arange(side).float() for side in grid), indexing="ij")
+        waves = []
+        for axis in (y, z, x):
+            angles = axis.reshape(-1, 1) * frequencies
+            waves += [angles.sin(), angles.cos()]
+        # Made on the CPU, the same bits everywhere, and kept on the device: steps copy nothing.
+        return torch.cat([torch.zeros(1, width), torch.cat(waves, dim=1)]).to(device)
 
 
 def interpolate_positions(table_NE: Tensor, *, grid: Grid, to: Grid) -> Tensor:
@@ -154,10 +157,29 @@ class Encoder(nn.Module):
 
     pos_embed: Tensor | None
 
-    def __init__(self, *, channels: int, patch: Grid, width: int, depth: int, heads: int) -> None:
-        """Build `depth` blocks; weights start as in MAE's public code (Xavier uniform)."""
+    def __init__(
+        self,
+        *,
+        channels: int,
+        patch: Grid,
+        width: int,
+        depth: int,
+        heads: int,
+        recompute: bool = False,
+    ) -> None:
+        """Build `depth` blocks; weights start as in MAE's public code (Xavier uniform).
+
+        Args:
+            channels: Of the scans.
+            patch: Voxels of a patch along Z, Y, X.
+            width: E; divisible by 6 for the positions, and by `heads`.
+            depth: Number of blocks.
+            heads: Of the attention.
+            recompute: Keep only each block's input for the backward pass (activation
+                checkpointing).
+        """
         super().__init__()
-        self.patch = patch
+        self.patch, self.recompute = patch, recompute
         self.patch_embed = PatchEmbed(channels=channels, patch=patch, width=width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.ModuleList(Block(width, heads=heads) for _ in range(depth))
@@ -196,9 +218,18 @@ class Encoder(nn.Module):
         x = x + (positions[1:] if kept_BK is None else positions[1:][kept_BK])
         cls = (self.cls_token + positions[0]).to(x.dtype)
         x = torch.cat([cls.expand(len(x), -1, -1), x], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return self.norm(run_blocks(self.blocks, x, recompute=self.recompute))
+
+
+def run_blocks(blocks: nn.ModuleList, x_BNE: Tensor, *, recompute: bool) -> Tensor:
+    """Apply blocks in turn; with `recompute` a block runs again in the backward pass."""
+    for block in blocks:
+        if recompute and torch.is_grad_enabled():
+            # Nothing in a block is random.
+            x_BNE = checkpoint(block, x_BNE, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x_BNE = block(x_BNE)
+    return x_BNE
 
 
 def initialise(module: nn.Module) -> None:

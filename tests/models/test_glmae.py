@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from glmae_ray import losses
 from glmae_ray.config import PretrainConfig
 from glmae_ray.models.augmenting import augment
-from glmae_ray.models.glmae import GLMAE, MaskedViews, Prototypes
+from glmae_ray.models.glmae import GLMAE
+from glmae_ray.models.head import Prototypes
 from glmae_ray.models.masking import draw_masks
-from glmae_ray.models.vit3d import gather_tokens, patchify
+from glmae_ray.models.vit3d import gather_tokens, patchify, unpatchify
 from tests.conftest import tiny_config
 
 ONLY_LOCAL = ("loss.w_rg=0", "loss.w_gg=0", "loss.w_gl=0")
@@ -87,17 +89,19 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def test_reconstruction_loss_counts_masked_patches_only_and_ignores_their_pixels_as_input():
     cfg, module = build(*ONLY_LOCAL)
     batch = make_batch(cfg)
-    views = module._masked(batch, "local")
-    z = module._encode(views)
-    patches = views.patches_BNP.clone()
-    where = views.hidden_BM.unsqueeze(-1).expand(-1, -1, patches.shape[-1])
-    changed = views._replace(patches_BNP=patches.scatter(1, where, 0.123))
-    assert torch.equal(module._encode(changed), z)
-    hidden = patches.gather(1, where)
+    views = module._views(batch, "local")
+    masks = module._masks(batch, "local", views)
+    z = module._encode(views, masks)
+    patches = patchify(views.voxels_BCZYX, views.patch)
+    where = masks.hidden_BM.unsqueeze(-1).expand(-1, -1, patches.shape[-1])
+    other = unpatchify(patches.scatter(1, where, 123), grid=views.grid, patch=views.patch)
+    assert not torch.equal(other, views.voxels_BCZYX)
+    assert torch.equal(module._encode(views._replace(voxels_BCZYX=other), masks), z)
+    hidden = views.all().gather(1, where)
     target = (hidden - hidden.mean(-1, keepdim=True)) / (
         hidden.var(-1, keepdim=True, correction=0) + 1e-6
     ).sqrt()
-    expected = (module._decode(z, views) - target).square().mean()
+    expected = (module._decode(z, views, masks) - target).square().mean()
     torch.testing.assert_close(module(batch)["loss_rl"], expected.detach())
 
 
@@ -216,10 +220,10 @@ def test_an_untrained_teacher_spreads_its_probability_and_the_entropy_says_so():
 def test_the_window_becomes_zero_to_one_and_cuts_what_lies_outside():
     cfg, module = build()
     batch = make_batch(cfg)
-    patches = module._masked(batch, "global").patches_BNP
+    patches = module._views(batch, "global").all()
     assert patches.min() == 0
     assert patches.max() == 1
-    narrow = module._masked(batch | {"window": batch["window"] / 4}, "global").patches_BNP
+    narrow = module._views(batch | {"window": batch["window"] / 4}, "global").all()
     torch.testing.assert_close(narrow, ((patches - 0.5) * 4 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
 
 
@@ -261,8 +265,8 @@ def test_every_channel_has_a_window_of_its_own():
     cfg, module = build("model.channels=2")
     batch = make_batch(cfg)
     wide = torch.tensor([[-1000.0, 1000.0], [-2000.0, 2000.0]]).expand(3, 2, 2)
-    one = module._masked(batch, "global").patches_BNP
-    both = module._masked(batch | {"window": wide}, "global").patches_BNP
+    one = module._views(batch, "global").all()
+    both = module._views(batch | {"window": wide}, "global").all()
     inside = (one > 0) & (one < 1)
     first, second = torch.isclose(both, one), torch.isclose(both, (one - 0.5) / 2 + 0.5)
     assert (first | second)[inside].all()
@@ -274,10 +278,15 @@ def test_the_loss_of_the_default_config_is_that_of_the_bare_crop_to_the_bit(chan
     cfg, module = build(*ONLY_LOCAL, f"model.channels={channels}")
     batch = make_batch(cfg)
     unit = ((batch["local"].float() + 1000) / 2000).clamp(0, 1)
-    kept, hidden = draw_masks(batch["local_seeds"].flatten(), tokens=24, ratio=0.6)
-    views = MaskedViews(patchify(unit.flatten(0, 1), (8, 4, 2)), kept, hidden, (2, 3, 4), samples=3)
-    expected = module._reconstruction_error(module._encode(views), views).mean()
-    assert torch.equal(module(batch)["loss_rl"], expected)
+    masks = draw_masks(batch["local_seeds"].flatten(), tokens=24, ratio=0.6)
+    patches, grid = patchify(unit.flatten(0, 1), (8, 4, 2)), (2, 3, 4)
+    kept = gather_tokens(patches, masks.kept_BK)
+    z = module.encoder(kept, grid=grid, kept_BK=masks.kept_BK)
+    target, _ = losses.standardise(gather_tokens(patches, masks.hidden_BM))
+    predicted = module.decoder(z, masks=masks, grid=grid)
+    assert torch.equal(
+        module(batch)["loss_rl"], losses.reconstruction_loss(predicted, target).mean()
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -297,7 +306,7 @@ def test_the_student_sees_patches_of_the_very_augmented_view_that_the_teacher_se
     kept, _ = draw_masks(seeds.flatten(), tokens=patches.shape[1], ratio=cfg.views.mask_ratio)
     assert torch.equal(seen["teacher_encoder"], patches)
     assert torch.equal(seen["encoder"], gather_tokens(patches, kept))
-    assert not torch.equal(patches, module._masked(batch, "global").patches_BNP)
+    assert not torch.equal(patches, module._views(batch, "global").all())
 
 
 def test_held_out_figures_and_pictures_are_never_augmented():

@@ -1,0 +1,29 @@
+"""torch.compile for the transformer blocks: one graph for all blocks of a shape."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from glmae_ray.models.vit3d import Block
+
+# Student, teacher and decoder see each size of view with and without gradient, and a held-out
+# batch is smaller: up to nine shapes of one `forward`. torch stops compiling after eight.
+_SHAPES = 64
+
+
+def compile_blocks(module: nn.Module, *, backend: str = "inductor") -> None:
+    """Compile every block inside `module`, each shape when it is first met.
+
+    Blocks and not the whole: twelve equal ones share one graph, so a run starts in a minute, and
+    what surrounds them (masks, gathers, the teacher's inference mode) is no work worth fusing.
+    Names in the state dict stay as they are.
+
+    Args:
+        module: Holds the blocks.
+        backend: As torch.compile's.
+    """
+    torch._dynamo.config.recompile_limit = max(_SHAPES, torch._dynamo.config.recompile_limit)
+    for part in module.modules():
+        if isinstance(part, Block):
+            part.compile(backend=backend, dynamic=False)
