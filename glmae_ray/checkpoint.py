@@ -14,13 +14,14 @@ from typing import Any
 
 import ray.train
 import torch
-from safetensors.torch import save_file
 
 from glmae_ray.config import PretrainConfig
 from glmae_ray.engine import Engine
-from glmae_ray.paths import publish
+from glmae_ray.models.encoder_formats import encoder_facts, publish_weights
+from glmae_ray.models.weight_files import WEIGHTS
 
 FOLDER = "checkpoints"  # in the run folder; Ray Train's name for the run
+INIT = "init.json"  # in the run folder: what the first weights were loaded from
 _STATE = "state.json"
 
 
@@ -74,34 +75,28 @@ def export_encoder(engine: Engine, *, cfg: PretrainConfig, folder: Path, step: i
     with engine.whole_parameters():
         if ray.train.get_context().get_world_rank() != 0:
             return
-        weights = engine.module.encoder.state_dict()
-        tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    partial = folder / "encoder.safetensors.partial"
-    save_file({name: value.to(torch.float32) for name, value in tensors.items()}, partial)
-    partial.replace(folder / "encoder.safetensors")
-    text = json.dumps(encoder_facts(cfg, step=step), indent=2)
-    publish(folder / "encoder.json", text + "\n")
+        encoder = engine.module.encoder
+        tensors = {
+            name: value.detach().to("cpu", torch.float32, copy=True)
+            for name, value in encoder.state_dict().items()
+        }
+        facts = encoder_facts(encoder) | training_facts(cfg, step=step)
+    if (folder / INIT).exists():
+        facts["origin"] = json.loads((folder / INIT).read_text(encoding="utf-8"))["origin"]
+    publish_weights(folder / WEIGHTS, tensors, facts=facts)
 
 
-def encoder_facts(cfg: PretrainConfig, *, step: int) -> dict[str, Any]:
-    """What someone who loads the encoder has to know."""
+def training_facts(cfg: PretrainConfig, *, step: int) -> dict[str, Any]:
+    """What an encoder was trained on."""
     model, views = cfg.model, cfg.views
     grids = {
         kind: [side // part for side, part in zip(size, model.patch, strict=True)]
         for kind, size in (("global", views.global_size), ("local", views.local_size))
     }
     return {
-        "format": 1,
         "step": step,
-        "width": model.width,
-        "depth": model.depth,
-        "heads": model.heads,
-        "channels": model.channels,
-        "patch": list(model.patch),
         "grid": grids,
-        "positions": "fixed 3-D sin-cos, CLS zero, axes in the order Y, Z, X",
         "window": {"CT": list(views.window), "other": "percentiles 0.5 and 99.5 of the case"},
         "window_becomes": [0.0, 1.0],
         "spacing_mm": "as acquired; each crop is resized to the view",
-        "axes": "(C, Z, Y, X) pointing to Superior, Anterior, Right",
     }

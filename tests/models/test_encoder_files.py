@@ -1,0 +1,537 @@
+"""Encoder files: ours, the original GL-MAE's and MONAI's, on unequal sides, patches and channels.
+
+The original layout is built here by hand, key by key, so that reading is not tested by writing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from monai.networks.nets import UNETR, ViT
+from safetensors.torch import save_file
+
+from glmae_ray.errors import UserError
+from glmae_ray.models.encoder_files import LoadReport, cube_side, load_encoder, with_channels
+from glmae_ray.models.encoder_formats import (
+    as_monai_unetr,
+    as_monai_vit,
+    as_original,
+    encoder_facts,
+    publish_weights,
+    turn_positions,
+)
+from glmae_ray.models.vit3d import Encoder, patch_grid, patchify, sincos_positions
+
+PATCH, GRID, WIDTH = (8, 4, 2), (2, 3, 4), 24
+TOKENS = 24
+
+
+def make_encoder(*, channels: int = 3, depth: int = 2, heads: int = 2) -> Encoder:
+    torch.manual_seed(0)
+    encoder = Encoder(channels=channels, patch=PATCH, width=WIDTH, depth=depth, heads=heads)
+    with torch.no_grad():  # biases and norms start alike; a swap of two would not show
+        for parameter in encoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return encoder
+
+
+def volumes(batch: int = 2, channels: int = 3, sides=(16, 12, 8)) -> torch.Tensor:
+    return torch.randn(batch, channels, *sides, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def features(encoder: Encoder, x_BCZYX: torch.Tensor) -> torch.Tensor:
+    grid = patch_grid(list(x_BCZYX.shape[2:]), encoder.patch)
+    return encoder(patchify(x_BCZYX, encoder.patch), grid=grid)
+
+
+def timm_state(
+    *, patch=(2, 4, 8), channels=3, tokens=TOKENS, depth=2, table: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """A state dict of timm's ViT by its shapes alone; axes X, Y, Z."""
+    generator = torch.Generator().manual_seed(2)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return 0.2 * torch.randn(*shape, generator=generator)
+
+    e = WIDTH
+    state = {"cls_token": draw(1, 1, e), "pos_embed": draw(1, 1 + tokens, e)}
+    if table is not None:
+        state["pos_embed"] = table
+    state |= {
+        "patch_embed.proj.weight": draw(e, channels, *patch),
+        "patch_embed.proj.bias": draw(e),
+    }
+    for n in range(depth):
+        shapes = {
+            "norm1": (e,),
+            "attn.qkv": (3 * e, e),
+            "attn.proj": (e, e),
+            "norm2": (e,),
+            "mlp.fc1": (4 * e, e),
+            "mlp.fc2": (e, 4 * e),
+        }
+        for name, shape in shapes.items():
+            state[f"blocks.{n}.{name}.weight"] = draw(*shape)
+            state[f"blocks.{n}.{name}.bias"] = draw(shape[0])
+    return state | {"norm.weight": draw(e), "norm.bias": draw(e)}
+
+
+@torch.no_grad()
+def timm_forward(state: dict[str, torch.Tensor], x_BCXYZ: torch.Tensor, heads: int) -> torch.Tensor:
+    """What such a state dict computes, in torch's functions alone."""
+    f = torch.nn.functional
+    weight = state["patch_embed.proj.weight"]
+    x = f.conv3d(x_BCXYZ, weight, state["patch_embed.proj.bias"], stride=weight.shape[2:])
+    x = x.flatten(2).transpose(1, 2) + state["pos_embed"][:, 1:]
+    cls = state["cls_token"] + state["pos_embed"][:, :1]
+    x = torch.cat([cls.expand(len(x), -1, -1), x], dim=1)
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return f.layer_norm(x, (WIDTH,), state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return f.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    depth = sum(name.endswith("qkv.bias") for name in state)
+    for block in (f"blocks.{n}" for n in range(depth)):
+        qkv = linear(norm(x, f"{block}.norm1"), f"{block}.attn.qkv")
+        q, k, v = qkv.reshape(*x.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+        x = x + linear((scores @ v).transpose(1, 2).reshape(x.shape), f"{block}.attn.proj")
+        hidden = f.gelu(linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1"))
+        x = x + linear(hidden, f"{block}.mlp.fc2")
+    return norm(x, "norm")
+
+
+def save(tree: object, folder: Path, name: str = "theirs.pth") -> Path:
+    torch.save(tree, folder / name)
+    return folder / name
+
+
+def refused(path: Path, **options) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load_encoder(path, **options)
+    return list(caught.value.lines)
+
+
+# The layout of the original.
+
+
+@pytest.mark.parametrize("prefix", ["module.backbone.", "backbone.", "module.", ""])
+@pytest.mark.parametrize("key", ["student", "state_dict", "model", None])
+def test_the_original_layout_gives_its_features_whatever_prefix_and_key(tmp_path, prefix, key):
+    state = timm_state()
+    renamed = {f"{prefix}{name}": value for name, value in state.items()}
+    path = save({key: renamed, "epoch": 3} if key else renamed, tmp_path)
+    encoder, report = load_encoder(path, heads=2, grid=(4, 3, 2))
+    x_ZYX = volumes()
+    expected = timm_forward(state, x_ZYX.permute(0, 1, 4, 3, 2), heads=2)
+    actual = features(encoder, x_ZYX)
+    by_their_order = actual[:, 1:].reshape(2, *GRID, WIDTH).permute(0, 3, 2, 1, 4)
+    torch.testing.assert_close(actual[:, 0], expected[:, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        by_their_order.reshape(2, TOKENS, WIDTH), expected[:, 1:], atol=1e-5, rtol=1e-5
+    )
+    assert encoder.patch == PATCH
+    assert set(report.loaded) == set(state)
+    assert report.skipped == ({"epoch": "not weights"} if key else {})
+    assert report.missing == ()
+
+
+def test_axes_zyx_takes_a_foreign_file_as_it_is(tmp_path):
+    state = timm_state(patch=PATCH)
+    encoder, report = load_encoder(save(state, tmp_path), heads=2, grid=GRID, axes="ZYX")
+    x = volumes(batch=1)
+    torch.testing.assert_close(features(encoder, x), timm_forward(state, x, 2), atol=1e-5, rtol=0)
+    assert report.axes == "ZYX, as asked"
+
+
+def test_student_and_teacher_of_one_file_are_told_apart(tmp_path):
+    student, teacher = timm_state(), timm_state()
+    teacher["norm.bias"] = torch.ones(WIDTH)
+    path = save({"student": student, "teacher": teacher, "args": 1}, tmp_path)
+    options = dict(heads=2, grid=(4, 3, 2))
+    for part, other, state in (("student", "teacher", student), ("teacher", "student", teacher)):
+        encoder, report = load_encoder(path, part=part, **options)
+        assert torch.equal(encoder.norm.bias, state["norm.bias"])
+        assert report.skipped == {other: "a part that was not asked for", "args": "not weights"}
+    for tree, part in (({"student": student}, "teacher"), ({"teacher": teacher}, "student")):
+        (line,) = refused(save(tree, tmp_path), part=part, **options)
+        assert f"has no {part} with timm's names" in line
+
+
+def test_decoder_and_heads_are_skipped_with_a_reason_and_the_unknown_with_a_warning(tmp_path):
+    state = {f"module.backbone.{name}": value for name, value in timm_state().items()}
+    state["module.backbone.mask_token"] = torch.zeros(1)
+    state["module.backbone.decoder_blocks.0.norm1.weight"] = torch.zeros(1)
+    state["module.head.last_layer.weight_g"] = torch.zeros(1)
+    state["module.backbone.registers"] = torch.zeros(1)
+    state["module.other"] = torch.zeros(1)
+    _, report = load_encoder(save(state, tmp_path), heads=2, grid=(4, 3, 2))
+    assert report.skipped == {
+        "module.backbone.mask_token": "of the decoder",
+        "module.backbone.decoder_blocks.0.norm1.weight": "of the decoder",
+        "module.head.last_layer.weight_g": "of a head",
+        "module.backbone.registers": "unknown here",
+        "module.other": "outside module.backbone.",
+    }
+    (warning,) = report.warnings
+    assert "module.backbone.registers: not known here" in warning
+    text = "\n".join(report.lines())
+    assert "skipped: 2 of the decoder (module.backbone.mask_token, " in text
+    assert f"warning: {warning}" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"blocks.1.attn.qkv.bias": None}, "blocks.1.attn.qkv.bias is missing"),
+        ({"cls_token": None}, "cls_token is missing"),
+        ({"norm.weight": torch.ones(9)}, "norm.weight has the shape (9,); width 24 needs (24,)"),
+        ({"blocks.0.ls1.gamma": torch.ones(24)}, "blocks.0.ls1.gamma has no place"),
+        ({"patch_embed.proj.weight": torch.ones(24, 3, 4, 4)}, "a 3-D encoder has 5 sides"),
+        ({"norm.bias": torch.full((24,), torch.nan)}, "norm.bias holds NaN"),
+        ({"norm.bias": torch.ones(24, dtype=torch.int64)}, "norm.bias holds torch.int64"),
+        ({"pos_embed": torch.ones(1, 25, 12)}, "pos_embed has the shape (1, 25, 12)"),
+        ({"patch_embed.proj.weight": None}, "has no student with timm's names"),
+    ],
+)
+def test_what_does_not_make_an_encoder_is_one_line_with_what_and_where(tmp_path, change, line):
+    state = timm_state() | change
+    state = {name: value for name, value in state.items() if value is not None}
+    path = save(state, tmp_path)
+    (found,) = refused(path, heads=2, grid=(4, 3, 2))
+    assert found.startswith(f"{path}: ")
+    assert line in found
+
+
+def test_a_block_that_is_left_out_is_not_passed_over(tmp_path):
+    state = {name: v for name, v in timm_state(depth=3).items() if ".1." not in name}
+    lines = refused(save(state, tmp_path), heads=2, grid=(4, 3, 2))
+    assert "blocks.1.attn.proj.bias is missing; an encoder of depth 3 has it" in lines[0]
+    assert lines[-1].endswith("and 7 more")
+
+
+# Positions.
+
+
+def test_the_grid_of_216_patches_is_a_cube_of_six():
+    assert int(216 ** (1 / 3)) == 5  # the trap
+    assert cube_side(216) == 6
+    assert [cube_side(n**3) for n in range(1, 60)] == list(range(1, 60))
+    assert [cube_side(n) for n in (2, 24, 215, 217, 1001)] == [None] * 5
+
+
+def test_a_grid_that_is_no_cube_has_to_be_given(tmp_path):
+    path = save(timm_state(), tmp_path)
+    (line,) = refused(path, heads=2)
+    assert "positions of 24 patches, which is no cube; give their grid along X, Y, Z" in line
+    (line,) = refused(path, heads=2, grid=(5, 5, 5))
+    assert "a grid of (5, 5, 5) along X, Y, Z has 125" in line
+    cube, report = load_encoder(save(timm_state(tokens=216), tmp_path), heads=2)
+    assert cube.pos_grid == (6, 6, 6)
+    assert "the file's table for (6, 6, 6) patches" in report.positions
+
+
+def test_positions_of_another_grid_are_interpolated(tmp_path):
+    state = timm_state(tokens=27)
+    encoder, _ = load_encoder(save(state, tmp_path), heads=2)
+    table = state["pos_embed"][0, 1:].reshape(3, 3, 3, WIDTH).permute(3, 2, 1, 0)  # E, Z, Y, X
+    expected = torch.nn.functional.interpolate(table[None], size=(5, 2, 4), mode="trilinear")
+    actual = encoder.positions((5, 2, 4))
+    assert torch.equal(actual[0], state["pos_embed"][0, 0])
+    torch.testing.assert_close(actual[1:], expected[0].flatten(1).T)
+    assert features(encoder, volumes(sides=(40, 8, 8))).shape == (2, 41, WIDTH)
+
+
+def test_a_file_with_zero_positions_is_reproduced_and_warned_of(tmp_path):
+    state = timm_state(tokens=216, table=torch.zeros(1, 217, WIDTH))
+    path = save({"student": state}, tmp_path)
+    faithful, report = load_encoder(path, heads=2)
+    x = torch.ones(1, 3, 48, 24, 12)
+    tokens = features(faithful, x)[0, 1:]
+    assert torch.allclose(tokens, tokens[:1].expand_as(tokens), atol=1e-5)  # cannot tell them apart
+    (warning,) = report.warnings
+    assert "this encoder has no positions; positions=sincos gives it ours" in warning
+    ours, report = load_encoder(path, heads=2, positions="sincos")
+    assert torch.equal(ours.positions((6, 6, 6)), sincos_positions((6, 6, 6), WIDTH))
+    assert report.warnings == ()
+    assert "pos_embed" in report.skipped
+    assert "pos_embed" not in report.loaded
+    assert torch.cdist(features(ours, x)[0, 1:3], features(ours, x)[0, 3:5]).min() > 1e-3
+
+
+def test_a_table_that_is_our_formula_becomes_the_formula_again(tmp_path):
+    table = turn_positions(sincos_positions(GRID, WIDTH), grid=GRID)
+    path = save(timm_state(table=table[None] + 5e-5), tmp_path)
+    encoder, report = load_encoder(path, heads=2, grid=(4, 3, 2))
+    assert encoder.pos_embed is None
+    assert "sin-cos, as the file's table is" in report.positions
+    # The formula over X, Y, Z is another one over Z, Y, X, and stays a table.
+    path = save(timm_state(table=sincos_positions((4, 3, 2), WIDTH)[None]), tmp_path)
+    encoder, _ = load_encoder(path, heads=2, grid=(4, 3, 2))
+    assert encoder.pos_grid == GRID
+
+
+def test_a_file_without_positions_gets_the_formula_and_the_report_says_missing(tmp_path):
+    state = timm_state()
+    del state["pos_embed"]
+    encoder, report = load_encoder(save(state, tmp_path), heads=2)
+    assert encoder.pos_embed is None
+    assert report.missing == ("pos_embed",)
+    assert "missing: pos_embed" in report.lines()
+
+
+# Channels and heads.
+
+
+@pytest.mark.parametrize(("had", "wanted"), [(1, 4), (3, 2), (4, 1), (2, 2)])
+def test_a_repeated_image_has_the_same_features_at_any_number_of_channels(tmp_path, had, wanted):
+    path = save(timm_state(channels=had), tmp_path)
+    options = dict(heads=2, grid=(4, 3, 2))
+    before, _ = load_encoder(path, **options)
+    after, report = load_encoder(path, channels=wanted, **options)
+    image = volumes(batch=1, channels=1)
+    torch.testing.assert_close(
+        features(after, image.expand(-1, wanted, -1, -1, -1)),
+        features(before, image.expand(-1, had, -1, -1, -1)),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+    assert after.patch_embed.proj.in_channels == wanted
+    rule = f"{wanted}, each the mean of the file's {had} times {had}/{wanted}"
+    assert report.channels == (rule if had != wanted else f"{had}, as in the file")
+
+
+def test_the_channels_rule_gives_every_channel_the_same_kernel():
+    kernel = torch.randn(6, 3, *PATCH)
+    changed, _ = with_channels(kernel, 2)
+    torch.testing.assert_close(changed[:, 0], kernel.mean(dim=1) * 3 / 2)
+    assert torch.equal(changed[:, 0], changed[:, 1])
+
+
+def test_heads_are_asked_for_where_neither_file_nor_convention_tells(tmp_path):
+    path = save(timm_state(), tmp_path)
+    (line,) = refused(path, grid=(4, 3, 2))
+    assert "does not say its heads; give heads (width is 24)" in line
+    (line,) = refused(path, grid=(4, 3, 2), heads=5)
+    assert "width 24 is not divisible by 5 heads" in line
+    _, report = load_encoder(path, grid=(4, 3, 2), heads=4)
+    assert report.heads == "4, as asked; the file does not say"
+
+
+# How files are opened.
+
+
+def test_a_file_that_needs_code_is_refused_in_one_line(tmp_path):
+    tree = {"student": timm_state(), "args": argparse.Namespace(lr=1)}
+    (line,) = refused(save(tree, tmp_path))
+    assert "holds more than tensors (argparse.Namespace)" in line
+    assert "save the state dict alone with torch.save, or as safetensors" in line
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.ckpt", "x.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not weights at all", b"PK\x03\x04 cut"])
+def test_a_damaged_file_is_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    (line,) = refused(tmp_path / name)
+    assert line.startswith(f"{tmp_path / name}: ")
+
+
+def test_nothing_there_is_one_line(tmp_path):
+    assert "no such file" in refused(tmp_path / "x.pth")[0]
+    assert "has no encoder.safetensors; a run writes it at its end" in refused(tmp_path)[0]
+    (line,) = refused(save([1, 2], tmp_path))
+    assert "holds a list, not a state dict" in line
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_weights_of_another_precision_become_float32(tmp_path, dtype):
+    state = {name: value.to(dtype) for name, value in timm_state().items()}
+    save_file(state, tmp_path / "theirs.safetensors")
+    encoder, _ = load_encoder(tmp_path / "theirs.safetensors", heads=2, grid=(4, 3, 2))
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+    assert torch.equal(encoder.norm.bias, state["norm.bias"].float())
+    assert all(p.requires_grad and not p.is_meta for p in encoder.parameters())
+
+
+# Ours.
+
+
+def write_ours(encoder: Encoder, folder: Path) -> Path:
+    facts = encoder_facts(encoder)
+    publish_weights(folder / "encoder.safetensors", encoder.state_dict(), facts=facts)
+    return folder
+
+
+@pytest.mark.parametrize("own_table", [False, True])
+@pytest.mark.parametrize("with_json", [True, False])
+def test_our_file_gives_the_same_encoder_back(tmp_path, own_table, with_json):
+    encoder = make_encoder()
+    if own_table:
+        encoder.adopt_positions(torch.randn(1 + TOKENS, WIDTH), grid=GRID)
+    folder = write_ours(encoder, tmp_path)
+    if not with_json:
+        (folder / "encoder.json").unlink()
+    again, report = load_encoder(folder)
+    for sides in ((16, 12, 8), (8, 20, 4)):
+        x = volumes(batch=1, sides=sides)
+        assert torch.equal(features(again, x), features(encoder, x))
+    assert report.axes == "ZYX, as the file says"
+    assert report.heads == "2, as the file says"
+    assert (report.skipped, report.missing, report.warnings) == ({}, (), ())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("heads", 3, "encoder.json: has heads 3, but encoder.safetensors says 2 itself"),
+        ("format", 9, "has format 9; this version reads 1"),
+    ],
+)
+def test_facts_that_contradict_the_weights_are_refused(tmp_path, name, value, line):
+    folder = write_ours(make_encoder(), tmp_path)
+    facts = json.loads((folder / "encoder.json").read_text()) | {name: value}
+    (folder / "encoder.json").write_text(json.dumps(facts))
+    assert any(line in found for found in refused(folder))
+
+
+def test_facts_beside_a_file_without_a_header_are_checked_against_its_tensors(tmp_path):
+    encoder = make_encoder()
+    save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
+    facts = encoder_facts(encoder) | {"depth": 3, "width": 48}
+    (tmp_path / "encoder.json").write_text(json.dumps(facts))
+    lines = refused(tmp_path)
+    assert [line.split(": ")[1] for line in lines] == [
+        "says width 48, but its tensors have 24",
+        "says depth 3, but its tensors have 2",
+    ]
+    (line,) = refused(write_ours(encoder, tmp_path), axes="XYZ")
+    assert "axes XYZ were asked for, but it says ZYX" in line
+
+
+# Out to others, and back.
+
+
+@pytest.mark.parametrize("own_table", [False, True])
+def test_the_original_layout_takes_our_encoder_there_and_back(tmp_path, own_table):
+    encoder = make_encoder()
+    if own_table:
+        encoder.adopt_positions(torch.randn(1 + TOKENS, WIDTH), grid=GRID)
+    tree = as_original(encoder, grid=GRID)
+    assert list(tree) == ["student"]
+    assert {name.removeprefix("module.backbone.") for name in tree["student"]} == set(timm_state())
+    x = volumes()
+    bare = {name.removeprefix("module.backbone."): v for name, v in tree["student"].items()}
+    theirs = timm_forward(bare, x.permute(0, 1, 4, 3, 2), heads=2)
+    torch.testing.assert_close(theirs[:, 0], features(encoder, x)[:, 0], atol=1e-5, rtol=1e-5)
+    again, _ = load_encoder(save(tree, tmp_path), heads=2, grid=(4, 3, 2))
+    torch.testing.assert_close(features(again, x), features(encoder, x), atol=1e-5, rtol=1e-5)
+    assert (again.pos_embed is None) == (not own_table)
+
+
+def set_eps(net: torch.nn.Module) -> None:
+    for part in net.modules():
+        if isinstance(part, torch.nn.LayerNorm):
+            part.eps = 1e-6
+
+
+def monai_vit(*, cls: bool = False) -> ViT:
+    net = ViT(
+        in_channels=3,
+        img_size=(8, 12, 16),
+        patch_size=(2, 4, 8),
+        hidden_size=WIDTH,
+        mlp_dim=4 * WIDTH,
+        num_layers=2,
+        num_heads=2,
+        proj_type="conv",
+        qkv_bias=True,
+    )
+    if cls:
+        net.cls_token = torch.nn.Parameter(torch.zeros(1, 1, WIDTH))
+    set_eps(net)
+    return net.eval()
+
+
+@torch.no_grad()
+def without_cls(encoder: Encoder, x_BCZYX: torch.Tensor) -> list[torch.Tensor]:
+    """Our blocks on the patches alone: after each block, and after the norm."""
+    grid = patch_grid(list(x_BCZYX.shape[2:]), encoder.patch)
+    x = encoder.patch_embed(patchify(x_BCZYX, encoder.patch)) + encoder.positions(grid)[1:]
+    seen = []
+    for block in encoder.blocks:
+        x = block(x)
+        seen.append(x)
+    return [*seen, encoder.norm(x)]
+
+
+def in_order_of_xyz(tokens_BNE: torch.Tensor, grid=GRID) -> torch.Tensor:
+    b, n, e = tokens_BNE.shape
+    return tokens_BNE.reshape(b, *grid, e).permute(0, 3, 2, 1, 4).reshape(b, n, e)
+
+
+@pytest.mark.parametrize("own_table", [False, True])
+def test_monais_vit_with_a_cls_token_has_our_features(own_table):
+    encoder = make_encoder()
+    if own_table:  # with a position for CLS, which MONAI does not add
+        encoder.adopt_positions(torch.randn(1 + TOKENS, WIDTH), grid=GRID)
+    net = monai_vit(cls=True)
+    net.load_state_dict(as_monai_vit(encoder, grid=GRID, cls=True), strict=True)
+    x = volumes()
+    with torch.no_grad():
+        theirs, _ = net(x.permute(0, 1, 4, 3, 2))
+    ours = features(encoder, x)
+    torch.testing.assert_close(theirs[:, 0], ours[:, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(theirs[:, 1:], in_order_of_xyz(ours[:, 1:]), atol=1e-5, rtol=1e-5)
+
+
+def test_monais_vit_without_cls_has_the_features_of_our_patches_alone():
+    encoder, net, x = make_encoder(), monai_vit(), volumes(batch=1)
+    net.load_state_dict(as_monai_vit(encoder, grid=GRID), strict=True)
+    with torch.no_grad():
+        last, states = net(x.permute(0, 1, 4, 3, 2))
+    for theirs, ours in zip([*states, last], without_cls(encoder, x), strict=True):
+        torch.testing.assert_close(theirs, in_order_of_xyz(ours), atol=1e-5, rtol=1e-5)
+    # What is lost: patches that attended to CLS.
+    assert (last - in_order_of_xyz(features(encoder, x)[:, 1:])).abs().max() > 1e-3
+
+
+def test_monais_unetr_has_the_features_of_our_patches_alone():
+    torch.manual_seed(0)
+    encoder = Encoder(channels=2, patch=(16, 16, 16), width=WIDTH, depth=12, heads=2)
+    net = UNETR(
+        in_channels=2,
+        out_channels=3,
+        img_size=(64, 48, 32),
+        feature_size=4,
+        hidden_size=WIDTH,
+        mlp_dim=4 * WIDTH,
+        num_heads=2,
+        proj_type="conv",
+        qkv_bias=True,
+    ).eval()
+    set_eps(net)
+    weights = as_monai_unetr(encoder, grid=(2, 3, 4))
+    assert weights.keys() == {name for name in net.state_dict() if name.startswith("vit.")}
+    net.load_state_dict(net.state_dict() | weights, strict=True)
+    x = volumes(batch=1, channels=2, sides=(32, 48, 64)).clamp(0, 1)  # as windowed views are
+    with torch.no_grad():
+        last, states = net.vit(x.permute(0, 1, 4, 3, 2))
+        assert net(x.permute(0, 1, 4, 3, 2)).shape == (1, 3, 64, 48, 32)
+    for theirs, ours in zip([*states, last], without_cls(encoder, x), strict=True):
+        torch.testing.assert_close(theirs, in_order_of_xyz(ours), atol=1e-5, rtol=1e-5)
+
+
+def test_a_report_is_plain_json(tmp_path):
+    _, report = load_encoder(save(timm_state(), tmp_path), heads=2, grid=(4, 3, 2))
+    assert isinstance(report, LoadReport)
+    facts = json.loads(json.dumps(report.as_dict()))
+    assert facts["sha256"] == report.sha256
+    assert len(facts["loaded"]) == len(timm_state())
+    assert facts["origin"]["axes"] == "XYZ, by default: the file does not say"
