@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from monai.networks.nets.masked_autoencoder_vit import MaskedAutoEncoderViT
 
 from glmae_ray import losses
 from glmae_ray.models.glmae import GLMAE
@@ -55,68 +54,6 @@ def test_every_pair_is_the_mean_over_pairs():
 def test_entropy_is_ln_k_for_a_uniform_and_zero_for_a_certain_distribution():
     assert losses.entropy(torch.full((2, 4096), 1 / 4096)).item() == pytest.approx(8.318, abs=1e-3)
     assert losses.entropy(torch.eye(5)).item() == 0
-
-
-@pytest.mark.filterwarnings("ignore:torch.meshgrid")
-def test_reconstruction_loss_equals_monais_autoencoder_on_the_same_mask():
-    """MONAI's module in float32 with the same weights predicts the same hidden patches."""
-    cfg = tiny_config("loss.w_rg=0", "loss.w_gg=0", "loss.w_gl=0", "model.patch=4",
-                      "views.local_size=[16,12,8]", "views.global_size=16")  # fmt: skip
-    torch.manual_seed(0)
-    ours = GLMAE(model=cfg.model, views=cfg.views, loss=cfg.loss)
-    theirs = MaskedAutoEncoderViT(
-        1, (16, 12, 8), 4, hidden_size=24, mlp_dim=96, num_layers=2, num_heads=2,
-        decoder_hidden_size=12, decoder_mlp_dim=48, decoder_num_layers=1, decoder_num_heads=2,
-        masking_ratio=0.6, qkv_bias=True, pos_embed_type="sincos", decoder_pos_embed_type="sincos",
-    )  # fmt: skip
-    _copy_to_monai(ours, theirs)
-    batch = {
-        "local": torch.randint(-900, 900, (2, 1, 1, 16, 12, 8)).short(),
-        "local_seeds": torch.tensor([[1], [2]]),
-        "window": torch.tensor([[[-1000.0, 1000.0]]] * 2),
-    }
-    views = ours._views(batch, "local")
-    masks = ours._masks(batch, "local", views)
-    theirs._masking = lambda x, masking_ratio: (  # noqa: ARG005
-        x.gather(1, masks.kept_BK[..., None].expand(-1, -1, 24)),
-        masks.kept_BK,
-        torch.ones(2, 24, dtype=torch.int).scatter(1, masks.kept_BK, 0),
-    )
-    predicted, mask = theirs((batch["local"][:, 0].float() + 1000) / 2000)
-    # MONAI numbers the voxels of a patch as ours does for one channel.
-    target, _ = losses.standardise(views.all())
-    expected = ((predicted - target).square().mean(-1) * mask).sum() / mask.sum()
-    torch.testing.assert_close(ours(batch)["loss"], expected, atol=1e-5, rtol=1e-5)
-
-
-_MONAI_NAMES = {
-    "attn.qkv": "attn.qkv",
-    "attn.proj": "attn.out_proj",
-    "mlp.fc1": "mlp.linear1",
-    "mlp.fc2": "mlp.linear2",
-    "norm1": "norm1",
-    "norm2": "norm2",
-}
-
-
-def _copy_to_monai(ours: GLMAE, theirs: MaskedAutoEncoderViT) -> None:
-    for stack, prefix in ((ours.encoder, ""), (ours.decoder, "decoder_")):
-        blocks = theirs.get_submodule(f"{prefix}blocks")
-        for number, block in enumerate(stack.blocks):
-            for mine, other in _MONAI_NAMES.items():
-                target = blocks[number].get_submodule(other)
-                target.load_state_dict(block.get_submodule(mine).state_dict())
-        blocks[-1].load_state_dict(stack.norm.state_dict())
-    projection = theirs.patch_embedding.patch_embeddings
-    projection.load_state_dict(ours.encoder.patch_embed.proj.state_dict())
-    theirs.decoder_embed.load_state_dict(ours.decoder.embed.state_dict())
-    theirs.decoder_pred.load_state_dict(ours.decoder.predict.state_dict())
-    with torch.no_grad():
-        theirs.cls_token.copy_(ours.encoder.cls_token)
-        theirs.mask_tokens.copy_(ours.decoder.mask_token)
-    for part in theirs.modules():
-        if isinstance(part, torch.nn.LayerNorm):
-            part.eps = 1e-6
 
 
 def test_the_learning_rate_warms_up_linearly_and_ends_at_zero():
