@@ -138,7 +138,12 @@ def load_encoder(
         heads=heads_line,
         positions=placed.line,
         channels=channels_line,
-        warnings=(*placed.warnings, *_unknown(skipped), *_unused_heads(heads, number)),
+        warnings=(
+            *placed.warnings,
+            *_unknown(skipped),
+            *_without_effect("heads", heads, is_used=heads == number),
+            *_without_effect("grid", grid, is_used=table is not None and positions == "file"),
+        ),
         facts=file.facts,
     )
 
@@ -316,7 +321,5 @@ def _unknown(skipped: dict[str, str]) -> tuple[str, ...]:
     return (f"{some(names)}: not known here; if the encoder needs them its features differ",)
 
 
-def _unused_heads(asked: int | None, number: int) -> tuple[str, ...]:
-    if asked in (None, number):
-        return ()
-    return (f"heads {asked} have no effect: the file says {number}",)
+def _without_effect(name: str, value: object, *, is_used: bool) -> tuple[str, ...]:
+    return () if value is None or is_used else (f"{name}={value} has no effect on this file",)
