@@ -8,7 +8,7 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glmae_ray.config import PretrainConfig
 from glmae_ray.errors import UserError
@@ -20,10 +20,16 @@ from glmae_ray.store.selection import columns_to_select, select_cases
 from glmae_ray.store.zarr_store import VolumeStore
 from glmae_ray.tracking import progress, summarise
 
+if TYPE_CHECKING:
+    from glmae_ray.models.encoder_files import LoadReport
+
 # What may differ when a run is continued: none of it changes an update, nor a sample but where a
 # case cannot be read. Folders may move; the store is known by its fingerprint.
 _FREE = {"store", "run", "resources", "ray", "save", "log", "pipeline"}
-_FIRST_FILES = {"environment.json", f"environment.json{UNFINISHED}", f"config.json{UNFINISHED}"}
+_FIRST_FILES = {
+    *("environment.json", f"environment.json{UNFINISHED}", f"config.json{UNFINISHED}"),
+    *("init.json", f"init.json{UNFINISHED}"),
+}
 _PACKAGES = ("glmae-ray", "torch", "ray", "deepspeed", "zarr", "tensorstore", "pyarrow", "monai")
 
 
@@ -48,16 +54,21 @@ def run(cfg: PretrainConfig) -> None:
     if is_url(cfg.run):
         raise UserError(f"run: {cfg.run} is a URL; run folders are local or shared so far")
     # Ray's workers run in another directory.
-    places = {name: str(to_place(getattr(cfg, name))) for name in ("store", "run")}
+    places = {
+        name: str(to_place(location))
+        for name in ("store", "run", "init")
+        if (location := getattr(cfg, name)) is not None
+    }
     cfg = cfg.model_copy(update=places)
     folder = Path(cfg.run)
     facts = _check_store(cfg)
     if _check_run(cfg, folder, facts):
         print(f"{folder}: has done its {cfg.steps} steps already")
     else:
+        loaded = _check_init(cfg, folder)
         with ray_session(cfg.ray):
             allotment = _allot(cfg)
-            _write_facts(cfg, folder, facts)
+            _write_facts(cfg, folder, facts, loaded)
             with progress(folder, steps=cfg.steps):
                 _fit(cfg, allotment)
         _print_summary(summarise(folder))
@@ -72,6 +83,15 @@ def _allot(cfg: PretrainConfig) -> Allotment:
     for line in (allotment.budget.line(), *allotment.warnings):
         print(line)
     return allotment
+
+
+def _check_init(cfg: PretrainConfig, folder: Path) -> LoadReport | None:
+    """See that the encoder to start from fits; None where none is named."""
+    if cfg.init is None:
+        return None
+    from glmae_ray.jobs.starting import check_init  # brings torch with it
+
+    return check_init(cfg, folder)
 
 
 def _check_store(cfg: PretrainConfig) -> StoreFacts:
@@ -97,7 +117,7 @@ def _check_store(cfg: PretrainConfig) -> StoreFacts:
 def _check_run(cfg: PretrainConfig, folder: Path, facts: StoreFacts) -> bool:
     """See that the folder is new or of the same run; whether that run is complete."""
     if not (folder / "config.json").exists():
-        # A kill may come between environment.json and config.json.
+        # A kill may come before config.json, which is the last.
         if folder.exists() and (folder.is_file() or set(os.listdir(folder)) - _FIRST_FILES):
             raise UserError(f"run: {folder} is not a run folder and not empty; name another")
         return False
@@ -139,9 +159,15 @@ def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any
     ]
 
 
-def _write_facts(cfg: PretrainConfig, folder: Path, store: StoreFacts) -> None:
-    """config.json and environment.json: what runs, on what."""
+def _write_facts(
+    cfg: PretrainConfig, folder: Path, store: StoreFacts, loaded: LoadReport | None
+) -> None:
+    """config.json, environment.json and, if it has one, init.json: what runs, on what."""
     folder.mkdir(parents=True, exist_ok=True)
+    if loaded is not None:
+        from glmae_ray.jobs.starting import keep_report
+
+        keep_report(loaded, folder)
     facts = {
         **store._asdict(),
         "git_commit": _git_commit(),

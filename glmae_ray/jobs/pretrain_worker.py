@@ -17,6 +17,7 @@ from glmae_ray import checkpoint
 from glmae_ray.config import PretrainConfig
 from glmae_ray.engine import Engine
 from glmae_ray.health import Health
+from glmae_ray.jobs.starting import begin_from_init
 from glmae_ray.loop import StepInfo, held_out_reconstruction, train_steps
 from glmae_ray.models.glmae import GLMAE
 from glmae_ray.pipeline import fixed_batches, rank_batches
@@ -32,6 +33,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     _share_cores(context.get_local_world_size())
     torch.manual_seed(cfg.seed)  # the same first weights on every rank
     module = GLMAE(model=cfg.model, views=cfg.views, loss=cfg.loss)
+    if cfg.init:
+        begin_from_init(module, cfg)
     engine = Engine(module, cfg=cfg, device=device)
     start = checkpoint.resume(engine)
     sitting = _Sitting(cfg, engine, start=start)
