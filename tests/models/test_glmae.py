@@ -83,25 +83,6 @@ def test_every_trainable_weight_gets_a_gradient_and_the_teacher_none():
     assert any(name.startswith("teacher") for name, _ in module.named_parameters())
 
 
-def test_local_only_mae_builds_and_runs_nothing_else():
-    cfg, module = build(*ONLY_LOCAL)
-    batch = make_batch(cfg)
-    del batch["global"], batch["global_seeds"]
-    outputs = module(batch)
-    module.update_teacher(0.9)
-    assert {name for name in outputs if name.startswith("loss_")} == {"loss_rl"}
-    assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"encoder", "decoder"}
-
-
-def test_consistency_alone_builds_no_decoder_and_encodes_no_masked_globals():
-    cfg, module = build("loss.w_rl=0", "loss.w_rg=0", "loss.w_gg=0")
-    calls: list[tuple[int, ...]] = []
-    module.encoder.register_forward_hook(lambda *a: calls.append(tuple(a[2].shape)))
-    module(make_batch(cfg))["loss"].backward()
-    assert not hasattr(module, "decoder")
-    assert [shape[0] for shape in calls] == [9]  # 3 samples of 3 local views
-
-
 def test_the_teacher_is_the_moving_average_of_the_student_in_float64():
     _, module = build()
     with torch.no_grad():
