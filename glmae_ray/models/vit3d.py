@@ -112,8 +112,9 @@ class Attention(nn.Module):
     def forward(self, x_BNE: Tensor) -> Tensor:
         """Mix tokens, (B, N, E)."""
         b, n, e = x_BNE.shape
-        heads_3BHND = self.qkv(x_BNE).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = heads_3BHND.unbind(0)
+        # Split before heads come to the front: its gradient is then put together in one pass.
+        qkv_BNHD = self.qkv(x_BNE).reshape(b, n, 3, self.heads, -1).unbind(2)
+        query, key, value = (part.transpose(1, 2) for part in qkv_BNHD)
         mixed_BHND = F.scaled_dot_product_attention(query, key, value)
         return self.proj(mixed_BHND.transpose(1, 2).reshape(b, n, e))
 
