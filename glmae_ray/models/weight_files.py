@@ -8,6 +8,7 @@ import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,10 +57,10 @@ def open_weights(location: str | Place, *, part: str) -> WeightFile:
     """
     place = _file_of(to_place(location))
     data = read_file(place)
+    if data is None and place == to_place(location):
+        raise UserError(f"{location}: no such file; give one, or the folder of a run")
     if data is None:
-        what = "no such file" if place == to_place(location) else f"has no {WEIGHTS}"
-        hint = "a run writes it at its end" if what.startswith("has") else "give a file or a run"
-        raise UserError(f"{location}: {what}; {hint}")
+        raise UserError(f"{location}: has no {WEIGHTS}, which a run writes at its end")
     is_safe = place.suffix == ".safetensors"
     tree, header = _open_safetensors(place, data) if is_safe else (_unpickle(place, data), {})
     state, is_part = _state_dict(tree, part)
@@ -76,7 +77,8 @@ def open_weights(location: str | Place, *, part: str) -> WeightFile:
 
 def _file_of(place: Place) -> Place:
     is_file = place.suffix in (".safetensors", *_PICKLED)
-    return place if is_file and not place.is_dir() else place / WEIGHTS
+    is_folder = isinstance(place, Path) and place.is_dir()  # of a URL the suffix tells
+    return place if is_file and not is_folder else place / WEIGHTS
 
 
 def _open_safetensors(place: Place, data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -91,6 +91,24 @@ def test_the_facts_beside_a_file_for_monai_build_what_loads_it(tmp_path, name):
     assert facts["origin"]["channels"] == "4, each the mean of the file's 1 times 1/4"
 
 
+def test_the_example_for_monai_in_the_documents_runs(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run", patch=(16, 16, 16), depth=12)
+    encoder, _ = load_encoder(run)
+    assert main(["export", f"run={run}", f"out={tmp_path / 'encoder'}", "grid=[2,3,4]"]) == 0
+    text = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text()
+    (example,) = (block for block in text.split("```python\n") if "UNETR(" in block)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(example.split("```")[0], names)
+    x = torch.rand(1, 1, 32, 48, 64)
+    with torch.no_grad():
+        theirs, _ = names["vit"].eval()(x.permute(0, 1, 4, 3, 2))
+    ours = features(encoder, x)
+    torch.testing.assert_close(theirs[:, 0], ours[:, 0], atol=1e-5, rtol=1e-5)
+    kernel = names["unetr"].vit.patch_embedding.patch_embeddings.weight
+    assert torch.equal(kernel.permute(0, 1, 4, 3, 2), encoder.patch_embed.proj.weight)
+
+
 def test_a_file_of_the_authors_naming_is_converted(tmp_path, capsys):
     encoder = load_encoder(write_run(tmp_path / "run"))[0]
     state = {f"module.backbone.{k}": v for k, v in encoder.state_dict().items()}
@@ -122,7 +140,7 @@ def test_an_export_to_a_bucket_is_loaded_from_there(tmp_path, bucket):
         ("formats=[monai_unetr]", "formats: monai_unetr does not fit: MONAI's UNETR has 12 blocks"),
         ("formats=[onnx]", "formats: 'onnx' is wrong"),
         ("formats=[]", "formats: is empty; known are glmae, original"),
-        ("run=nowhere", "has no encoder.safetensors; a run writes it at its end"),
+        ("run=nowhere", "has no encoder.safetensors, which a run writes at its end"),
         ("run=nowhere.pth", "nowhere.pth: no such file"),
         ("part=teacher", "has no teacher with timm's names"),
         ("axes=XYZ", "axes XYZ were asked for, but it says ZYX"),

@@ -165,6 +165,20 @@ def test_student_and_teacher_of_one_file_are_told_apart(tmp_path):
         assert f"has no {part} with timm's names" in line
 
 
+def test_student_and_teacher_side_by_side_in_one_state_dict_are_told_apart(tmp_path):
+    state = {f"student.backbone.{name}": value for name, value in timm_state().items()}
+    state |= {f"teacher.backbone.{name}": value + 1 for name, value in timm_state().items()}
+    path = save(state, tmp_path)
+    for part, offset in (("student", 0), ("teacher", 1)):
+        encoder, report = load_encoder(path, part=part, heads=2, grid=(4, 3, 2))
+        assert torch.equal(encoder.norm.bias, timm_state()["norm.bias"] + offset)
+        assert len(report.skipped) == len(timm_state())
+        assert report.warnings == ()
+    both = {f"{name}.{k}": v for name in ("a", "b") for k, v in timm_state().items()}
+    (line,) = refused(save(both, tmp_path), heads=2)
+    assert "has several encoders, at a., b.; save one alone" in line
+
+
 def test_decoder_and_heads_are_skipped_with_a_reason_and_the_unknown_with_a_warning(tmp_path):
     state = {f"module.backbone.{name}": value for name, value in timm_state().items()}
     state["module.backbone.mask_token"] = torch.zeros(1)
@@ -345,7 +359,7 @@ def test_a_damaged_file_is_one_line(tmp_path, name, content):
 
 def test_nothing_there_is_one_line(tmp_path):
     assert "no such file" in refused(tmp_path / "x.pth")[0]
-    assert "has no encoder.safetensors; a run writes it at its end" in refused(tmp_path)[0]
+    assert "has no encoder.safetensors, which a run writes at its end" in refused(tmp_path)[0]
     (line,) = refused(save([1, 2], tmp_path))
     assert "holds a list, not a state dict" in line
 
