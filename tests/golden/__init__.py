@@ -1,0 +1,1 @@
+"""Losses on record, and the script that records them."""
