@@ -10,23 +10,24 @@ from glmae_ray.config_base import Chances, Config, Jitter, Share, Size
 
 
 class ViewsConfig(Config):
-    """The views of one sample (METHOD: sizes verified; counts and crop shares are our decision)."""
+    """The views of one sample; grades as in docs/method.md."""
 
-    global_count: PositiveInt = 2
-    local_count: PositiveInt = 8
-    global_size: Size = (160, 160, 160)
-    local_size: Size = (96, 96, 96)
-    # Crop as a share of each axis of the foreground box: lowest, highest.
+    global_count: PositiveInt = 2  # decision: ours
+    local_count: PositiveInt = 8  # decision: ours
+    global_size: Size = (160, 160, 160)  # verified
+    local_size: Size = (96, 96, 96)  # verified
+    # Crop as a share of each axis of the foreground box: lowest, highest. Decision: ours.
     global_scale: tuple[Share, Share] = (0.5, 1.0)
     local_scale: tuple[Share, Share] = (0.25, 0.5)
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6  # lineage; at random: verified
     # A view is read from the coarsest pyramid level on which its box has this share of the view's
     # voxels along each axis. Our decision: 0.75 differs from level 0 by less than a scanner's
     # noise and than resizing without anti-aliasing (docs/design/0003), at two thirds of the cost.
     level_share: PositiveFloat = 0.75
-    # HU that become 0 and 1 in CT; other modalities use the case's 0.5 and 99.5 percentiles.
+    # HU that become 0 and 1 in CT (verified: the paper's Table I; onto [0, 1]: lineage); other
+    # modalities use the case's 0.5 and 99.5 percentiles (decision: ours).
     window: tuple[float, float] = (-1000.0, 1000.0)
-    # Augmentation, off (METHOD: none but the crop), one draw a view for all its channels.
+    # Augmentation, off (lineage: none but the crop), one draw a view for all its channels.
     # A mirror image along Z, Y, X; one number: the same probability on every axis.
     flips: Chances = (0.0, 0.0, 0.0)
     # Contrast about the window's middle by 1 +- this; brightness by +- this share of the window.

@@ -1,4 +1,8 @@
-"""Parameter groups, and the schedules of learning rate, teacher momentum and temperature."""
+"""Parameter groups, and the schedules of learning rate, teacher momentum and temperature.
+
+The length of the warm-up is lineage, the default of the same group's other published code; the
+shapes of the schedules and which weights decay are decisions of ours (docs/method.md).
+"""
 
 from __future__ import annotations
 

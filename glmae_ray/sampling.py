@@ -38,8 +38,8 @@ class Plan:
     each pass has an order of its own. Without weights a pass shows every case once. With weights
     it shows each as often as its weight is worth, N w / sum(w) times, rounded down or up, by an
     offset of the pass, so that in the long run the shares are exact. A view's crop takes one share
-    of every axis of the case's foreground box and lies anywhere in it; local views are not nested
-    in global ones (METHOD.md, Views).
+    of every axis of the case's foreground box (decision: ours) and lies anywhere in it; local views
+    are not nested in global ones (both verified: the paper's method figure).
 
     Attributes:
         seed: The run's seed.

@@ -18,7 +18,7 @@ class Masks(NamedTuple):
 
 
 def draw_masks(seeds_B: Tensor, *, tokens: int, ratio: float) -> Masks:
-    """Choose uniformly which tokens stay.
+    """Choose uniformly which tokens stay (verified: at random; the ratio is lineage).
 
     Args:
         seeds_B: One int64 seed a view.
