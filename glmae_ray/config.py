@@ -1,4 +1,9 @@
-"""Every run as one frozen, typed tree: sections, defaults, and the rules between fields."""
+"""Every run as one frozen, typed tree: sections, defaults, and the rules between fields.
+
+Beside a default stands where it comes from: verified in a first-hand source on GL-MAE, lineage
+(the default of the same group's other published code), or a decision of ours. docs/method.md has
+all of them with the tests that pin them.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +37,11 @@ PRESETS: dict[str, dict[str, int]] = {
 
 
 class ModelConfig(Config):
-    """Encoder, decoder and projection head; a preset gives every number that is not stated."""
+    """Encoder, decoder and projection head; a preset gives every number that is not stated.
+
+    Of `base`, patch and encoder are verified; decoder and head are decisions, as is every number
+    of the other presets.
+    """
 
     preset: Literal["tiny", "small", "base", "large"] = "base"
     channels: PositiveInt = 1
@@ -59,7 +68,10 @@ class ModelConfig(Config):
 
 
 class LossConfig(Config):
-    """Weights and temperatures of the four terms. A term of weight 0 is never computed."""
+    """Weights and temperatures of the four terms. A term of weight 0 is never computed.
+
+    That the terms exist is verified; every number here is a decision of ours.
+    """
 
     w_rl: NonNegativeFloat = 1.0  # reconstruction of local views
     w_rg: NonNegativeFloat = 1.0  # reconstruction of global views
@@ -97,12 +109,13 @@ def _on(**kinds: bool) -> tuple[str, ...]:
 
 
 class OptimConfig(Config):
-    """AdamW on a linear warm-up and a cosine to 0."""
+    """AdamW on a linear warm-up and a cosine to 0; decisions of ours but for the warm-up."""
 
     base_lr: PositiveFloat = 1.5e-4  # for 256 volumes a step; scaled linearly with global_batch
     betas: tuple[Share, Share] = (0.9, 0.95)
     weight_decay: NonNegativeFloat = 0.05  # on matrices only
-    warmup_steps: NonNegativeInt | None = None  # None: 40 of 1600 parts of the run
+    # None: 40 of 1600 parts of the run (40: lineage; 1600: verified, a checkpoint's name).
+    warmup_steps: NonNegativeInt | None = None
     clip: PositiveFloat = 1.0  # norm of the whole gradient
 
 
@@ -110,7 +123,7 @@ class EngineConfig(Config):
     """What DeepSpeed is asked for."""
 
     zero_stage: Literal[0, 1, 2, 3] = 0
-    precision: Literal["float32", "bf16", "fp16"] = "bf16"
+    precision: Literal["float32", "bf16", "fp16"] = "bf16"  # decision: ours
     micro_batch: PositiveInt | None = None  # samples per forward; None: the worker's whole share
 
 
