@@ -76,7 +76,10 @@ def memory(cfg: PretrainConfig) -> Memory:
 
 
 def _peak(cfg: PretrainConfig, sizes: dict[str, int]) -> int:
-    """The larger of two moments: the loss, and half-way back. A fused AdamW needs nothing more."""
+    """The largest of three moments: the loss, half-way back, the sending of gradients.
+
+    A fused AdamW needs nothing more.
+    """
     stays = ("weights", "moments", "master", "teacher", "batch")
     gradients, buffers = sizes["gradients"], sizes["buffers"]
     loss = sizes["activations"] + sizes["transient"] + buffers
@@ -86,7 +89,9 @@ def _peak(cfg: PretrainConfig, sizes: dict[str, int]) -> int:
     first = cfg.loss.masked_kinds[:-1]
     kept = activations(cfg, first)
     half_way = sum(kept.values()) + _backward_transient(cfg, first) + gradients + buffers
-    return sum(sizes[name] for name in stays) + max(loss, half_way)
+    # Without ZeRO they are copied into one buffer, where there is anybody to send it to.
+    sending = gradients * (2 if cfg.engine.zero_stage == 0 and cfg.resources.workers > 1 else 1)
+    return sum(sizes[name] for name in stays) + max(loss, half_way, sending)
 
 
 def activations(cfg: PretrainConfig, kinds: tuple[str, ...] | None = None) -> dict[str, int]:
