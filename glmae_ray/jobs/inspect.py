@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from glmae_ray.config_store import InspectConfig
 from glmae_ray.errors import UserError
-from glmae_ray.jobs.inspect_text import case_lines, disk_lines, store_lines, times
+from glmae_ray.jobs.inspect_text import case_lines, disk_lines, store_lines
+from glmae_ray.jobs.text import times
 from glmae_ray.paths import publish, to_place
 from glmae_ray.pictures import draw_planes, plane_boxes, three_planes
 from glmae_ray.store.index import VolumeIndex
