@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -61,8 +62,8 @@ def run(cfg: PretrainConfig) -> None:
     }
     cfg = cfg.model_copy(update=places)
     folder = Path(cfg.run)
-    facts = _check_store(cfg)
-    if _check_run(cfg, folder, facts):
+    facts = check_store(cfg)
+    if check_run(cfg, folder, facts):
         print(f"{folder}: has done its {cfg.steps} steps already")
     else:
         loaded = _check_init(cfg, folder)
@@ -94,8 +95,12 @@ def _check_init(cfg: PretrainConfig, folder: Path) -> LoadReport | None:
     return check_init(cfg, folder)
 
 
-def _check_store(cfg: PretrainConfig) -> StoreFacts:
-    """See that the store can feed the run."""
+def check_store(cfg: PretrainConfig, *, tell: Callable[[str], None] = print) -> StoreFacts:
+    """See that the store can feed the run; tell what is odd about it.
+
+    Raises:
+        UserError: It cannot.
+    """
     VolumeStore.open(cfg.store)
     boxes = {"box_start", "box_stop"}
     needed = {*FINGERPRINT_COLUMNS, "channels", *boxes, *columns_to_select(cfg.sampling)}
@@ -108,14 +113,18 @@ def _check_store(cfg: PretrainConfig) -> StoreFacts:
             f"model.channels: {cfg.model.channels}, but the store's cases have {channels}"
         )
     if len(val) == 0 and cfg.loss.reconstructed:
-        print(f"{cfg.store}: no case of the split val, so no held-out reconstruction is measured")
+        tell(f"{cfg.store}: no case of the split val, so no held-out reconstruction is measured")
     if both := len(chosen.select(split="val")):
-        print(f"sampling.where: {both} chosen cases are of the split val, which is held out")
+        tell(f"sampling.where: {both} chosen cases are of the split val, which is held out")
     return StoreFacts(index.fingerprint(), selection.digest())
 
 
-def _check_run(cfg: PretrainConfig, folder: Path, facts: StoreFacts) -> bool:
-    """See that the folder is new or of the same run; whether that run is complete."""
+def check_run(cfg: PretrainConfig, folder: Path, facts: StoreFacts) -> bool:
+    """See that the folder is new or of the same run; whether that run is complete.
+
+    Raises:
+        UserError: It is of another run, or holds something else.
+    """
     if not (folder / "config.json").exists():
         # A kill may come before config.json, which is the last.
         if folder.exists() and (folder.is_file() or set(os.listdir(folder)) - _FIRST_FILES):
