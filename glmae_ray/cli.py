@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from glmae_ray import __version__
-from glmae_ray.config import DemoConfig, ExportConfig, JobConfig, PretrainConfig
+from glmae_ray.config import DemoConfig, DoctorConfig, ExportConfig, JobConfig, PretrainConfig
 from glmae_ray.config_loading import load
 from glmae_ray.config_store import IngestConfig, InspectConfig
 from glmae_ray.errors import UserError
@@ -22,9 +22,11 @@ VERBS: dict[str, tuple[type[JobConfig], str]] = {
     "inspect": (InspectConfig, "what a store holds; with case=ID a picture and facts of a case"),
     "pretrain": (PretrainConfig, "a store into a pre-trained encoder; again to continue"),
     "export": (ExportConfig, "an encoder (run=...) under our, GL-MAE's or MONAI's names (out=...)"),
+    "doctor": (DoctorConfig, "what a pre-training run would cost, and whether it can start here"),
 }
 # What a verb prints, not what it does: no field of its config.
-FLAGS: dict[str, dict[str, str]] = {"inspect": {"json": "print one JSON object instead of text"}}
+_JSON = {"json": "print one JSON object instead of text"}
+FLAGS: dict[str, dict[str, str]] = {"inspect": _JSON, "doctor": _JSON}
 
 
 def main(argv: list[str] | None = None) -> int:

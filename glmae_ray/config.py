@@ -274,6 +274,28 @@ class PretrainConfig(JobConfig):
                 yield Problem(fields, line)
 
 
+class DoctorConfig(PretrainConfig):
+    """`glmae doctor`: what a pre-training run would cost, and whether it could start here."""
+
+    store: str = ""
+    run: str = ""
+    # Stand-ins: a run states its own, and without any field nothing is asked about a run.
+    steps: PositiveInt = 1
+    global_batch: PositiveInt = 1
+
+    @property
+    def asks(self) -> bool:
+        """Whether a run was described at all."""
+        return bool(self.model_fields_set)
+
+    def rules(self) -> Iterator[Problem]:
+        """As those of the run, which has to state its steps and its batch."""
+        missing = {"steps", "global_batch"} - self.model_fields_set if self.asks else set()
+        for field in sorted(missing):
+            yield Problem((field,), f"{field}: is missing; give {field}=...")
+        yield from (problem for problem in super().rules() if not missing & set(problem.fields))
+
+
 class DemoConfig(JobConfig):
     """`glmae demo`: phantom people through the whole path."""
 

@@ -1,0 +1,77 @@
+"""What this machine has: CPUs, memory, GPUs. Without torch, whose import alone takes seconds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+# Ray's own share of what memory is free, kept for objects; the rest is for tasks.
+_OBJECT_STORE_SHARE = 0.3
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+_PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Name and bytes of memory."""
+
+    name: str
+    memory: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """CPUs as Ray counts them when it starts here, bytes of memory, and the GPUs to be seen."""
+
+    cpus: int
+    memory: int
+    gpus: tuple[Gpu, ...]
+
+    def node(self) -> dict[str, Any]:
+        """This machine as `ray.nodes()` would have it."""
+        store = self.memory * _OBJECT_STORE_SHARE
+        resources = {"CPU": float(self.cpus), "memory": self.memory - store}
+        resources |= {"object_store_memory": store, "GPU": float(len(self.gpus))}
+        return {"Alive": True, "Labels": {}, "Resources": resources}
+
+
+def this_machine() -> Machine:
+    """Look at the machine that runs this."""
+    # Two CPUs at least, as jobs/ray_session.py starts Ray.
+    return Machine(cpus=max(2, os.cpu_count() or 1), memory=_memory(), gpus=_gpus())
+
+
+def _memory() -> int:
+    """Bytes: of the machine, or of the container where it may use less."""
+    files = [place for place in map(Path, _CGROUP_LIMITS) if place.exists()]
+    limits = [place.read_text(encoding="ascii").strip() for place in files]
+    whole = psutil.virtual_memory().total
+    return min([whole, *(int(limit) for limit in limits if limit.isdecimal())])
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    """Those that the driver names and CUDA_VISIBLE_DEVICES leaves."""
+    if shutil.which(_NVIDIA_SMI[0]) is None:
+        return ()
+    try:
+        answer = subprocess.run(
+            _NVIDIA_SMI, capture_output=True, text=True, check=True, timeout=_PATIENCE_S
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()  # a driver that does not answer drives nothing
+    found = []
+    for line in answer.splitlines():
+        name, _, mebibytes = line.rpartition(",")
+        if mebibytes.strip().isdecimal():
+            found.append(Gpu(name.strip(), int(mebibytes) * 2**20))
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        found = found[: len([device for device in chosen.split(",") if device.strip()])]
+    return tuple(found)
