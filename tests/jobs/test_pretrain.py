@@ -41,6 +41,13 @@ WORDS = [
     "validation.samples=4",
 ]
 
+# What tells a healthy run from a collapsed one, beside the terms.
+HEALTH = {
+    "teacher_entropy", "student_entropy_global", "student_entropy_local", "kl_gg", "kl_gl",
+    "center_norm", "cls_std_global", "cls_std_local", "gradient_norm", "lr", "teacher_momentum",
+    "teacher_temperature", *(f"loss_{name}" for name in ("rl", "rg", "gg", "gl")),
+}  # fmt: skip
+
 
 def words(store: Path, run: Path, *more: str) -> list[str]:
     return ["pretrain", *WORDS, f"store={store}", f"run={run}", *more]
@@ -86,6 +93,7 @@ def test_every_step_is_logged_once_with_its_terms_and_costs(finished_run):
         parts = [record[f"weighted_{name}"] for name in ("rl", "rg", "gg", "gl")]
         assert record["loss"] == pytest.approx(sum(parts), rel=1e-5)
         assert record["gradient_norm"] > 0
+        assert record.keys() >= HEALTH
         assert 0 <= record["data_wait_share"] <= 1
     assert records[0]["teacher_momentum"] == pytest.approx(0.996)
 
