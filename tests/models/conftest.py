@@ -1,9 +1,20 @@
-"""What the tests of models share: a CUDA device, where there is one."""
+"""What the tests of models share: one thread, and a CUDA device, where there is one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models of a few thousand weights: on a busy machine more threads wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
