@@ -11,8 +11,10 @@ from glmae_ray.costs_memory import memory
 from glmae_ray.jobs.machine import Machine
 from glmae_ray.jobs.text import in_bytes
 
-# Of a device's memory; libraries, kernels and fragmentation take the rest. Our decision.
-_USABLE = 0.9
+# Of a GPU's memory; libraries, kernels and fragmentation take the rest. Our decision.
+_USABLE_GPU = 0.9
+# Of a machine's memory: glibc keeps what was freed, up to 1.6 times of what lives (docs/log.md).
+_USABLE_CPU = 0.6
 _FLOAT = 4  # bytes
 
 
@@ -27,18 +29,25 @@ def memory_advice(cfg: PretrainConfig, machine: Machine, *, gpu: bool) -> list[s
     if gpu and not machine.gpus:
         return []
     total = min(each.memory for each in machine.gpus) if gpu else machine.memory
-    room, need = _USABLE * total, needed(cfg, gpu=gpu)
+    room, need = usable(total, gpu=gpu), needed(cfg, gpu=gpu)
     if need <= room:
         return []
     place = "a GPU here has" if gpu else "this machine has"
-    start = f"memory: a micro-batch of {cfg.micro_batch} takes {in_bytes(need)}, {place}"
-    start += f" {in_bytes(total)}"
+    start = (
+        f"memory: a micro-batch of {cfg.micro_batch} takes {in_bytes(need)}, {place} "
+        f"{in_bytes(total)}, of which tensors may take {in_bytes(room)}"
+    )
     ways = [
         f"{change} takes {in_bytes(size)}"
         for checkpointing in (False, True)
         for change, size in _first_that_fits(cfg, room, gpu=gpu, checkpointing=checkpointing)
     ]
     return [f"{start}; {', '.join(ways) or 'take a smaller model.preset or smaller views'}"]
+
+
+def usable(total: int, *, gpu: bool) -> float:
+    """Bytes of a GPU's or a machine's memory that tensors may take."""
+    return total * (_USABLE_GPU if gpu else _USABLE_CPU)
 
 
 def needed(cfg: PretrainConfig, *, gpu: bool) -> int:

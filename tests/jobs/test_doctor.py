@@ -14,7 +14,7 @@ from glmae_ray.config import DoctorConfig
 from glmae_ray.config_loading import load, shipped
 from glmae_ray.costs_memory import memory
 from glmae_ray.jobs import doctor
-from glmae_ray.jobs.fitting import needed
+from glmae_ray.jobs.fitting import needed, usable
 from glmae_ray.jobs.machine import Gpu, Machine, this_machine
 from tests.conftest import TINY
 from tests.store.test_summary import make_store
@@ -137,7 +137,7 @@ def test_what_would_be_slow_is_advice(words, line, capsys):
 def test_memory_that_is_too_small_brings_changes_that_fit(gpu, capsys, monkeypatch):
     words = ["global_batch=64", "engine.micro_batch=32"]
     plain = needed(config(*words), gpu=gpu)
-    memory = int(plain / 2)
+    memory = int(plain / 2 / (usable(100, gpu=gpu) / 100))
     # 64 GB of the machine's own beside GPUs, which are what counts then.
     use(monkeypatch, **({"gpus": [memory]} if gpu else {"memory": memory}))
     assert main(["doctor", *RUN, *words, "--json"]) == 0
@@ -146,9 +146,11 @@ def test_memory_that_is_too_small_brings_changes_that_fit(gpu, capsys, monkeypat
     smaller, other = line.split("; ")[1].split(", ")
     for change in (smaller, other):
         fields = change.split(" takes ")[0].split()
-        assert needed(config(*words, *fields), gpu=gpu) <= 0.9 * memory
+        assert needed(config(*words, *fields), gpu=gpu) <= usable(memory, gpu=gpu)
     small = int(smaller.split(" takes ")[0].removeprefix("engine.micro_batch="))
-    assert needed(config(*words, f"engine.micro_batch={2 * small}"), gpu=gpu) > 0.9 * memory
+    assert needed(config(*words, f"engine.micro_batch={2 * small}"), gpu=gpu) > usable(
+        memory, gpu=gpu
+    )
     assert "model.activation_checkpointing=true" in other
 
 
