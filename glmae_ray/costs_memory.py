@@ -23,7 +23,7 @@ _INDEX = 8  # bytes: int64
 _VOXEL = 2  # bytes: int16
 # DeepSpeed 0.19's `reduce_bucket_size`, which the engine leaves as it is: entries of a buffer
 # through which ZeRO reduces gradients, whatever the size of the model.
-_BUCKET = 500_000_000
+REDUCE_BUCKET = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -260,6 +260,6 @@ def _buffers(cfg: PretrainConfig, trained: int) -> int:
         return 0
     types = 2 if _narrow(cfg) else 1  # of Linear, 16 bits under autocast; of the rest, float32
     if stage < 3:
-        return types * _FLOAT * _BUCKET
+        return types * _FLOAT * REDUCE_BUCKET
     # At stage 3 each buffer has its own type, and the weights stay whole until they are used again.
-    return (_FLOAT + (types - 1) * _computed(cfg)) * _BUCKET + _FLOAT * trained
+    return (_FLOAT + (types - 1) * _computed(cfg)) * REDUCE_BUCKET + _FLOAT * trained

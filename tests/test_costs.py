@@ -8,7 +8,8 @@ import torch
 from glmae_ray import costs
 from glmae_ray.config import PretrainConfig
 from glmae_ray.config_loading import load, shipped
-from glmae_ray.costs_memory import activations, memory
+from glmae_ray.costs_memory import REDUCE_BUCKET, activations, memory
+from glmae_ray.engine import _settings
 from glmae_ray.models.masking import draw_masks
 from tests.conftest import tiny_config
 from tests.measured_costs import build, measure_bytes, measure_flops
@@ -146,3 +147,18 @@ def test_zero_shards_moments_then_gradients_then_weights():
     assert [m.master for m in on_8] == pytest.approx([0, shard, shard, 0])
     assert on_8[3].teacher == pytest.approx(on_8[0].teacher / 8)
     assert len({m.activations for m in on_8}) == 1
+
+
+def test_zero_reduces_through_buffers_of_the_size_that_deepspeed_takes(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    asked = _settings(base_config("engine.zero_stage=1"))["zero_optimization"]
+    assert DeepSpeedZeroConfig(**asked).reduce_bucket_size == REDUCE_BUCKET
+    # Under autocast one for what travels in 16 bits and one for the rest, both of float32.
+    precisions = {"float32": 1, "bf16": 2, "fp16": 2}
+    for precision, buffers in precisions.items():
+        for stage in (1, 2):
+            cfg = base_config(f"engine.zero_stage={stage}", f"engine.precision={precision}")
+            assert memory(cfg).buffers == buffers * 4 * REDUCE_BUCKET
+    assert memory(base_config()).buffers == 0
