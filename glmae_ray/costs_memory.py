@@ -21,9 +21,7 @@ from glmae_ray.costs import (
 _FLOAT = 4  # bytes: float32, for all that is not computed under autocast
 _INDEX = 8  # bytes: int64
 _VOXEL = 2  # bytes: int16
-# DeepSpeed 0.19's `reduce_bucket_size`, which the engine leaves as it is: entries of a buffer
-# through which ZeRO reduces gradients, whatever the size of the model.
-REDUCE_BUCKET = 500_000_000
+_BUCKET = 500_000_000  # DeepSpeed 0.19's default for `reduce_bucket_size`
 
 
 @dataclass(frozen=True)
@@ -253,6 +251,11 @@ def _block_backward(cfg: PretrainConfig, length: int, part: str) -> int:
     return gradients + again
 
 
+def reduce_bucket(cfg: PretrainConfig) -> int:
+    """Entries of a buffer through which ZeRO reduces gradients: no more than there are."""
+    return min(_BUCKET, trainable(cfg))
+
+
 def _buffers(cfg: PretrainConfig, trained: int) -> int:
     """Bytes of ZeRO's buffers: one for each type in which gradients travel."""
     stage = cfg.engine.zero_stage
@@ -260,6 +263,6 @@ def _buffers(cfg: PretrainConfig, trained: int) -> int:
         return 0
     types = 2 if _narrow(cfg) else 1  # of Linear, 16 bits under autocast; of the rest, float32
     if stage < 3:
-        return types * _FLOAT * REDUCE_BUCKET
+        return types * _FLOAT * reduce_bucket(cfg)
     # At stage 3 each buffer has its own type, and the weights stay whole until they are used again.
-    return (_FLOAT + (types - 1) * _computed(cfg)) * REDUCE_BUCKET + _FLOAT * trained
+    return (_FLOAT + (types - 1) * _computed(cfg)) * reduce_bucket(cfg) + _FLOAT * trained

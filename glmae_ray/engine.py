@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from glmae_ray.config import PretrainConfig
+from glmae_ray.costs_memory import reduce_bucket
 from glmae_ray.optim import parameter_groups
 
 _TAG = "engine"
@@ -131,7 +132,11 @@ def _settings(cfg: PretrainConfig) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": cfg.micro_batch,
         "gradient_accumulation_steps": cfg.accumulation,
         "gradient_clipping": cfg.optim.clip,
-        "zero_optimization": {"stage": cfg.engine.zero_stage},
+        "zero_optimization": {
+            "stage": cfg.engine.zero_stage,
+            # DeepSpeed's default would take 2 or 4 GB of a device for 0.5 GB of gradients.
+            "reduce_bucket_size": reduce_bucket(cfg),
+        },
         "steps_per_print": 10**9,
     }
     if cfg.engine.precision != "float32":

@@ -8,7 +8,7 @@ import torch
 from glmae_ray import costs
 from glmae_ray.config import PretrainConfig
 from glmae_ray.config_loading import load, shipped
-from glmae_ray.costs_memory import REDUCE_BUCKET, activations, memory
+from glmae_ray.costs_memory import activations, memory, reduce_bucket
 from glmae_ray.engine import _settings
 from glmae_ray.models.masking import draw_masks
 from tests.conftest import tiny_config
@@ -154,11 +154,13 @@ def test_zero_reduces_through_buffers_of_the_size_that_deepspeed_takes(monkeypat
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     asked = _settings(base_config("engine.zero_stage=1"))["zero_optimization"]
-    assert DeepSpeedZeroConfig(**asked).reduce_bucket_size == REDUCE_BUCKET
+    bucket = DeepSpeedZeroConfig(**asked).reduce_bucket_size
+    assert bucket == reduce_bucket(base_config()) == costs.trainable(base_config())
+    assert reduce_bucket(base_config("model.preset=large", "model.depth=60")) == 500_000_000
     # Under autocast one for what travels in 16 bits and one for the rest, both of float32.
     precisions = {"float32": 1, "bf16": 2, "fp16": 2}
     for precision, buffers in precisions.items():
         for stage in (1, 2):
             cfg = base_config(f"engine.zero_stage={stage}", f"engine.precision={precision}")
-            assert memory(cfg).buffers == buffers * 4 * REDUCE_BUCKET
+            assert memory(cfg).buffers == buffers * 4 * bucket
     assert memory(base_config()).buffers == 0

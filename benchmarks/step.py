@@ -1,0 +1,131 @@
+"""What does a whole pre-training step cost, and how near is it to what the hardware gives?
+
+    python -m benchmarks.step [--quick] --out FILE.json
+
+A step is forward, backward, clipping, AdamW and teacher. Ours runs through engine and loop of
+`glmae pretrain`; the rival is what a user would compose from MONAI: one call a view, an EMA
+copy, a DINO head (benchmarks/_step_monai.py; tests show that both compute the same loss). Each
+measurement is a process of its own; ways take turns, so that a busy machine troubles them alike.
+FLOPs are the algorithm's own need, counted once by torch on our module, for all ways alike.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+
+from benchmarks._report import arguments, environment, report, spread
+from benchmarks._step_rows import Size, Way, config, counted_flops, matrix_rate, measure
+from glmae_ray.costs import flops
+from glmae_ray.costs_memory import memory
+
+_PACKAGES = ["torch", "monai", "deepspeed", "numpy"]
+_WAYS = (
+    Way("glmae", "ours"),
+    Way("glmae", "monai"),
+    Way("glmae", "ours", precision="bf16"),
+    Way("glmae", "ours", compile=True),
+    Way("mae", "ours"),
+    Way("mae", "monai"),
+)
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+_AUTHORS_SAMPLES = 746 * 1600  # scans x epochs
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    args = arguments((__doc__ or "").splitlines()[0])
+    facts = environment(_PACKAGES)
+    threads = facts["cores"]
+    size = _size(quick=args.quick)
+    facts |= {"device": _device_name(), "threads": threads, "sizes": vars(size)}
+    rounds, warm_up, steps = (3, 1, 2) if args.quick else (5, 2, 3)
+    runs: dict[Way, list[Row]] = {way: [] for way in _WAYS}
+    rates: dict[str, list[float]] = {precision: [] for precision in _DTYPES}
+    for _ in range(rounds):
+        for precision, dtype in _DTYPES.items():
+            rates[precision].append(_in_new_process(matrix_rate, dtype, threads=threads))
+        for way in _WAYS:
+            options = {"warm_up": warm_up, "steps": steps, "threads": threads}
+            runs[way].append(_in_new_process(measure, way, size, **options))
+    needs = {way.objective: _in_new_process(counted_flops, way, size) for way in _WAYS}
+    rows = [_row(way, size, needs, runs[way], rates[way.precision]) for way in _WAYS]
+    report("step", rows=rows, ratios=_ratios(rows), facts=facts, out=args.out)
+
+
+def _size(*, quick: bool) -> Size:
+    """The recipe's own sizes, or smaller ones; as many samples as fit a GPU in float32."""
+    sides = (96, 64) if quick else (160, 96)
+    if not torch.cuda.is_available():
+        return Size(*sides, samples=2 if quick else 1)
+    room = 0.8 * torch.cuda.get_device_properties(0).total_memory
+    samples = 1
+    while memory(config(_WAYS[0], Size(*sides, samples=2 * samples))).peak < room:
+        samples *= 2
+    return Size(*sides, samples=samples)
+
+
+def _row(
+    way: Way, size: Size, needs: dict[str, float], runs: Sequence[Row], rates: Sequence[float]
+) -> Row:
+    seconds = [second for run in runs for second in run["seconds"]]
+    need, cfg = needs[way.objective], config(way, size)
+    rate = statistics.median(need * size.samples / second for second in seconds)
+    speed = [size.samples / second for second in seconds]
+    row = {
+        "objective": way.objective,
+        "way": way.name,
+        "samples/s": spread(speed),
+        "GFLOP a sample": round(need / 1e9, 1),
+        "GFLOP/s": round(rate / 1e9, 1),
+        "matrix GFLOP/s": spread([each / 1e9 for each in rates], digits=1),
+        "share": round(rate / statistics.median(rates), 3),
+        "peak memory, GB": round(max(run["peak"] for run in runs) / 1e9, 2),
+    }
+    if way.who == "ours":
+        row["doctor, GFLOP"] = round(sum(flops(cfg).values()) / 1e9, 1)
+        row["doctor, GB"] = round(memory(cfg).peak / 1e9, 2)
+    if torch.cuda.is_available() and way.objective == "glmae":
+        hours = _AUTHORS_SAMPLES / statistics.median(speed) / 3600
+        row["GPU-hours for 746 scans x 1600 epochs"] = round(hours, 1)
+    return row
+
+
+def _ratios(rows: Sequence[Row]) -> dict[str, float]:
+    by_name = {(row["objective"], row["way"]): row for row in rows}
+
+    def speed(objective: str, way: str) -> float:
+        return by_name[objective, way]["samples/s"]["median"]
+
+    ours = by_name["glmae", "ours_fp32"]
+    return {
+        "glmae: ours_fp32 / monai_fp32": speed("glmae", "ours_fp32") / speed("glmae", "monai_fp32"),
+        "mae: ours_fp32 / monai_fp32": speed("mae", "ours_fp32") / speed("mae", "monai_fp32"),
+        "glmae: ours_fp32 / matrix rate": ours["share"],
+        "glmae: ours_bf16 / ours_fp32": speed("glmae", "ours_bf16") / speed("glmae", "ours_fp32"),
+        "glmae: ours_fp32_compiled / ours_fp32": speed("glmae", "ours_fp32_compiled")
+        / speed("glmae", "ours_fp32"),
+        "flops: doctor / counted": ours["doctor, GFLOP"] / ours["GFLOP a sample"],
+        "memory: doctor / measured": ours["doctor, GB"] / ours["peak memory, GB"],
+    }
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
+
+
+def _in_new_process(function: Any, *values: Any, **options: Any) -> Any:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(function, *values, **options).result()
+
+
+if __name__ == "__main__":
+    main()
