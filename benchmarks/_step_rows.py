@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -172,20 +173,22 @@ def counted_flops(way: Way, size: Size) -> float:
 
 
 def matrix_rate(dtype: torch.dtype, *, threads: int) -> float:
-    """The most FLOP/s of a square product of matrices, over sizes and repeats."""
+    """FLOP/s of products of square matrices: the median of repeats, of the best size."""
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sides, repeats = ((4096, 8192), 50) if device == "cuda" else ((1024, 2048, 4096), 10)
-    best = 0.0
+    rates = []
     for side in sides:
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        times = []
         for _ in range(2 + repeats):
             begin = time.perf_counter()
             a @ b
             if device == "cuda":
                 torch.cuda.synchronize()
-            best = max(best, 2 * side**3 / (time.perf_counter() - begin))
-    return best
+            times.append(time.perf_counter() - begin)
+        rates.append(2 * side**3 / statistics.median(times[2:]))
+    return max(rates)
 
 
 def _peak_of_tensors(step: Callable[[], Any], device: torch.device) -> int:
@@ -207,7 +210,7 @@ def _alive() -> int:
     """Bytes of the storages of all tensors there are, each once."""
     storages = {}
     for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor):
+        if type(thing) in (Tensor, nn.Parameter):  # a compiler's stand-ins have no storage
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())

@@ -12,6 +12,7 @@ FLOPs are the algorithm's own need, counted once by torch on our module, for all
 from __future__ import annotations
 
 import multiprocessing
+import os
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -46,7 +47,10 @@ def main() -> None:
     threads = facts["cores"]
     size = _size(quick=args.quick)
     facts |= {"device": _device_name(), "threads": threads, "sizes": vars(size)}
-    rounds, warm_up, steps = (3, 1, 2) if args.quick else (5, 2, 3)
+    # Where memory is counted, torch's recorder has much to say that is of no use here.
+    os.environ |= {"KINETO_LOG_LEVEL": "5", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    # The second step of a process is still a fifth slower than those that follow.
+    rounds, warm_up, steps = (3 if args.quick else 5), 2, 3
     runs: dict[Way, list[Row]] = {way: [] for way in _WAYS}
     rates: dict[str, list[float]] = {precision: [] for precision in _DTYPES}
     for _ in range(rounds):

@@ -38,9 +38,10 @@ class Reconstruction(NamedTuple):
 class GLMAE(nn.Module):
     """Student, momentum teacher, decoder and heads; only what the loss weights call for exists.
 
-    From METHOD.md: the masked global view hides patches of the very crop that the teacher sees
-    intact; the teacher is the moving average of student encoder and head, sees nothing but
-    intact global views and receives no gradient [verified: the paper's method figure].
+    The masked global view hides patches of the very crop that the teacher sees intact; the teacher
+    is the moving average of student encoder and head, sees nothing but intact global views and
+    receives no gradient (grade V: first-hand). That a centre is kept, and how, is grade D, ours.
+    docs/method.md has every item with its grade, value and test.
     """
 
     center: Tensor
