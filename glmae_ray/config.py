@@ -264,7 +264,7 @@ class PretrainConfig(JobConfig):
         model = self.model
         if model.compile and self.engine.zero_stage == 3:
             line = (
-                "model.compile: not with engine.zero_stage 3, which swaps weights under the blocks"
+                "model.compile: not with engine.zero_stage 3, which takes weights out of blocks"
             )
             yield Problem(("model.compile", "engine.zero_stage"), line)
         for part in ("", "decoder_"):

@@ -1,9 +1,9 @@
 """The terms of the GL-MAE objective as pure functions of tensors.
 
 Letters: B samples, V views, S student views, M masked tokens, P voxel values of a patch,
-K prototypes. Grades as in docs/method.md: that both consistency terms exist is V (first-hand), their
-form, centre and temperatures are D (ours); standardised targets with eps 1e-6 are L (the same
-group's published code).
+K prototypes. Grades as in docs/method.md: that both consistency terms exist is V (first-hand),
+their form, centre and temperatures are D (ours); standardised targets with eps 1e-6 are L (the
+same group's published code).
 """
 
 from __future__ import annotations

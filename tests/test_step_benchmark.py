@@ -10,8 +10,8 @@ from benchmarks._step_rows import Size, Way, config, counted_flops
 from glmae_ray import costs
 from glmae_ray.models.glmae import GLMAE
 from tests.conftest import tiny_config
-from tests.models.test_glmae import make_batch
 from tests.models.test_against_timm_and_monai import copy_autoencoder
+from tests.models.test_glmae import make_batch
 
 EVEN = ("model.patch=4", "views.local_size=[16,12,8]", "views.global_size=[20,16,12]")
 

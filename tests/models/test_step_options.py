@@ -132,7 +132,7 @@ def test_nothing_is_compiled_after_the_second_step_not_even_around_a_validation(
 
 
 def test_compiling_with_weights_in_pieces_is_refused():
-    with pytest.raises(UserError, match="model.compile: .*engine.zero_stage 3"):
+    with pytest.raises(UserError, match=r"model\.compile: .*engine\.zero_stage 3"):
         tiny_config("model.compile=true", "engine.zero_stage=3")
 
 
