@@ -263,9 +263,7 @@ class PretrainConfig(JobConfig):
     def _model_rules(self) -> Iterator[Problem]:
         model = self.model
         if model.compile and self.engine.zero_stage == 3:
-            line = (
-                "model.compile: not with engine.zero_stage 3, which takes weights out of blocks"
-            )
+            line = "model.compile: not with engine.zero_stage 3, which takes weights out of blocks"
             yield Problem(("model.compile", "engine.zero_stage"), line)
         for part in ("", "decoder_"):
             width, heads = getattr(model, f"{part}width"), getattr(model, f"{part}heads")
