@@ -66,6 +66,7 @@ def runs(tmp_path_factory) -> dict[str, dict[str, list[float]]]:
     """Every variant in a process of its own: DeepSpeed keeps one world per process."""
     cases = {name: [name] for name in STAGES}
     cases["divided"] = ["engine.micro_batch=1"]
+    cases["recomputed"] = ["model.activation_checkpointing=true"]
     cases["bf16"] = ["engine.precision=bf16"]
     cases["bf16, stage 2"] = ["engine.precision=bf16", "engine.zero_stage=2"]
     return {
@@ -106,6 +107,10 @@ def test_every_zero_stage_gives_the_same_losses_and_gradient_norms(runs, name):
     assert sharded["losses"] == pytest.approx(plain["losses"], rel=1e-4)
     assert sharded["norms"] == pytest.approx(plain["norms"], rel=1e-3)
     assert sharded["held_out"] == pytest.approx(plain["held_out"], abs=1e-4)
+
+
+def test_activation_checkpointing_changes_nothing(runs):
+    assert runs["recomputed"]["losses"] == pytest.approx(runs[STAGES[0]]["losses"], rel=1e-5)
 
 
 def test_dividing_the_batch_into_micro_batches_changes_nothing(runs):
