@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
 # Ray's own share of what memory is free, kept for objects; the rest is for tasks.
 _OBJECT_STORE_SHARE = 0.3
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-_NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+_QUERY = "--query-gpu=index,uuid,name,memory.total"
+_NVIDIA_SMI = ("nvidia-smi", _QUERY, "--format=csv,noheader,nounits")
 _PATIENCE_S = 10.0
 
 
@@ -66,12 +68,51 @@ def _gpus() -> tuple[Gpu, ...]:
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return ()  # a driver that does not answer drives nothing
-    found = []
-    for line in answer.splitlines():
-        name, _, mebibytes = line.rpartition(",")
-        if mebibytes.strip().isdecimal():
-            found.append(Gpu(name.strip(), int(mebibytes) * 2**20))
+    there = _listed(answer)
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        found = found[: len([device for device in chosen.split(",") if device.strip()])]
-    return tuple(found)
+    names = list(there) if chosen is None else _visible(chosen, list(there))
+    return tuple(there[name] for name in names)
+
+
+class _Name(NamedTuple):
+    """What CUDA_VISIBLE_DEVICES may call a GPU."""
+
+    index: int
+    uuid: str
+
+
+def _listed(answer: str) -> dict[_Name, Gpu]:
+    """The GPUs of nvidia-smi's table, in its order: that of the PCI bus."""
+    found = {}
+    for line in answer.splitlines():
+        rest, _, mebibytes = line.rpartition(",")
+        index, uuid, name = (part.strip() for part in rest.split(",", 2))
+        if mebibytes.strip().isdecimal():
+            found[_Name(int(index), uuid)] = Gpu(name, int(mebibytes) * 2**20)
+    return found
+
+
+def _visible(chosen: str, there: list[_Name]) -> list[_Name]:
+    """Those that CUDA would show, in the order of the variable.
+
+    It reads to the first entry that is negative, unknown or could mean two; a GPU that is named
+    twice hides all.
+    """
+    found: list[_Name] = []
+    for entry in chosen.split(","):
+        fits = [name for name in there if _means(entry.strip(), name)]
+        if len(fits) != 1:
+            break
+        if fits[0] in found:
+            return []
+        found += fits
+    return found
+
+
+def _means(entry: str, name: _Name) -> bool:
+    """Whether an entry is this GPU's index or the beginning of its UUID."""
+    if entry.startswith("GPU-"):
+        return name.uuid.startswith(entry)
+    # CUDA reads a number as far as there are digits, and leaves what follows them.
+    digits = re.match(r"\d+", entry)
+    return digits is not None and int(digits[0]) == name.index

@@ -188,18 +188,42 @@ def test_this_machine_has_cpus_and_memory():
     assert there.node()["Resources"]["GPU"] == len(there.gpus)
 
 
-def test_gpus_are_those_of_the_driver_that_cuda_may_see(tmp_path, monkeypatch):
+FIRST, SECOND = Gpu("NVIDIA H100 80GB HBM3", 81559 * 2**20), Gpu("Other, 1", 24564 * 2**20)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "gpus"),
+    [
+        (None, (FIRST, SECOND)),
+        ("", ()),
+        ("-1", ()),
+        ("0", (FIRST,)),
+        ("1", (SECOND,)),
+        ("1,0", (SECOND, FIRST)),
+        ("1,-1,0", (SECOND,)),
+        ("0,2,1", (FIRST,)),
+        ("2", ()),
+        ("none", ()),
+        ("1,1", ()),
+        ("GPU-4b3ce15a-7f00-4c6c-9c0e-0f5ed4a3bb21", (SECOND,)),
+        ("GPU-4b3c, GPU-4a", (SECOND, FIRST)),
+        ("GPU-4", ()),  # begins both
+        ("GPU-5", ()),
+    ],
+)
+def test_gpus_are_those_of_the_driver_that_cuda_may_see(chosen, gpus, tmp_path, monkeypatch):
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559'\necho 'Other, 1, 24564'\n")
+    tool.write_text(
+        "#!/bin/sh\n"
+        "echo '0, GPU-4a1d0e6c-52c3-4d4f-8a53-6f8f8a0b9c10, NVIDIA H100 80GB HBM3, 81559'\n"
+        "echo '1, GPU-4b3ce15a-7f00-4c6c-9c0e-0f5ed4a3bb21, Other, 1, 24564'\n"
+    )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    first, second = Gpu("NVIDIA H100 80GB HBM3", 81559 * 2**20), Gpu("Other, 1", 24564 * 2**20)
-    assert this_machine().gpus == (first, second)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert this_machine().gpus == (first,)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert this_machine().gpus == ()
+    if chosen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert this_machine().gpus == gpus
 
 
 def test_neither_torch_nor_ray_is_loaded():
