@@ -35,6 +35,12 @@ class ViewsConfig(Config):
     jitter_shift: Jitter = 0.0
 
 
+def kept_tokens(tokens: int, ratio: float) -> int:
+    """How many of a view's tokens stay visible: floor(tokens (1 - ratio)), but one at least."""
+    # 1e-9 keeps 1000 * (1 - 0.6) = 399.99999999999994 from losing a token.
+    return max(1, int(tokens * (1 - ratio) + 1e-9))
+
+
 class SamplingConfig(Config):
     """Which cases a pass shows, and how often; expressions as in `glmae_ray/expressions.py`."""
 

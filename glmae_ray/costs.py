@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from glmae_ray.config import PretrainConfig
 from glmae_ray.config_base import Size
+from glmae_ray.config_data import kept_tokens
 
 # Of a transformer block, MLP ratio 4, in units of width^2: qkv 3, projection 1, MLP 8.
 BLOCK_WEIGHTS = 12
@@ -53,8 +54,7 @@ def tokens(cfg: PretrainConfig, kind: str) -> Tokens:
     size, patch = getattr(cfg.views, f"{kind}_size"), cfg.model.patch
     z, y, x = (side // part for side, part in zip(size, patch, strict=True))
     every = z * y * x
-    # As models/masking.py: 1e-9 keeps 399.99999999999994 from losing a token.
-    kept = max(1, int(every * (1 - cfg.views.mask_ratio) + 1e-9))
+    kept = kept_tokens(every, cfg.views.mask_ratio)
     values = cfg.model.channels * math.prod(patch)
     return Tokens(getattr(cfg.views, f"{kind}_count"), size, (z, y, x), every, kept, values)
 

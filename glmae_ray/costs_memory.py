@@ -21,7 +21,8 @@ from glmae_ray.costs import (
 _FLOAT = 4  # bytes: float32, for all that is not computed under autocast
 _INDEX = 8  # bytes: int64
 _VOXEL = 2  # bytes: int16
-_BUCKET = 500_000_000  # DeepSpeed 0.19's default for `reduce_bucket_size`
+# Entries; DeepSpeed's default of 500 million would take 2 or 4 GB of each device. Our decision.
+_BUCKET = 50_000_000
 
 
 @dataclass(frozen=True)

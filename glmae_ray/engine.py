@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,8 @@ class Engine:
         """Let the module's teacher follow its student, whatever the ZeRO stage did to both."""
         if not self.module.loss.uses_teacher:
             return
-        with self.whole_parameters(change=True):
+        teacher, student = self.module.teacher_and_student()
+        with self._whole([*teacher, *student], change=True):
             self.module.update_teacher(momentum)
 
     def gradient_norm(self) -> float:
@@ -88,15 +89,17 @@ class Engine:
     def _clip_and_remember(self) -> None:
         self._norm = nn.utils.clip_grad_norm_(self.module.parameters(), self._clip)
 
+    def whole_parameters(self) -> AbstractContextManager[None]:
+        """Inside, the module's parameters are whole on every rank, to be read."""
+        return self._whole(list(self.module.parameters()), change=False)
+
     @contextmanager
-    def whole_parameters(self, *, change: bool = False) -> Iterator[None]:
-        """Inside, the module's parameters are whole on every rank; with `change`, keep edits."""
+    def _whole(self, parameters: list[Tensor], *, change: bool) -> Iterator[None]:
         if self.zero_stage < 3:
             yield
             return
         # Without modifier_rank stage 3 throws an edit away on leaving (OpenRLHF issue 1357).
-        rank = 0 if change else None
-        with self._gathered(list(self.module.parameters()), modifier_rank=rank):
+        with self._gathered(parameters, modifier_rank=0 if change else None):
             yield
 
     def save(self, folder: Path) -> None:
@@ -134,10 +137,11 @@ def _settings(cfg: PretrainConfig) -> dict[str, Any]:
         "gradient_clipping": cfg.optim.clip,
         "zero_optimization": {
             "stage": cfg.engine.zero_stage,
-            # DeepSpeed's default would take 2 or 4 GB of a device for 0.5 GB of gradients.
             "reduce_bucket_size": reduce_bucket(cfg),
         },
         "steps_per_print": 10**9,
+        # It would wait for the device at every forward and step to time them.
+        "timers": {"throughput": {"enabled": False}},
     }
     if cfg.engine.precision != "float32":
         dtype = _AUTOCAST[cfg.engine.precision]

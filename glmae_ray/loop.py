@@ -22,7 +22,7 @@ class StepInfo:
 
     Attributes:
         step: Steps done, this one included.
-        outputs: The module's terms and monitors, mean over the worker's micro-batches; tensors
+        outputs: The module's terms and monitors, mean over this worker's micro-batches; tensors
             on the device, so that a step that is not logged never waits for it.
         schedule: The scheduled values that the step used.
         step_s: Seconds of the whole step, the wait for data included.
@@ -61,6 +61,15 @@ def train_steps(
         engine.update_teacher(values.teacher_momentum)
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         yield StepInfo(step + 1, means, values, time.perf_counter() - began, wait_s)
+
+
+def mean_over_workers(outputs: Batch) -> dict[str, float]:
+    """Terms and monitors of the whole global batch. Collective; waits for the device."""
+    means = torch.stack([value.float() for value in outputs.values()])
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(means)
+        means /= torch.distributed.get_world_size()
+    return dict(zip(outputs, means.tolist(), strict=True))
 
 
 @torch.no_grad()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import glmae_ray.engine
 from glmae_ray.config import PretrainConfig
 from glmae_ray.engine import Engine
-from glmae_ray.loop import held_out_reconstruction, train_steps
+from glmae_ray.loop import held_out_reconstruction, mean_over_workers, train_steps
 from glmae_ray.models.glmae import GLMAE
 from tests.conftest import tiny_config
 from tests.models.test_glmae import make_batch
@@ -27,6 +30,10 @@ STAGES = [
 ]
 
 
+TWO = "resources.workers=2"
+ON_TWO = [f"{name}, two workers" for name in STAGES]
+
+
 def build_engine(cfg: PretrainConfig) -> Engine:
     torch.manual_seed(0)
     module = GLMAE(model=cfg.model, views=cfg.views, loss=cfg.loss)
@@ -35,30 +42,49 @@ def build_engine(cfg: PretrainConfig) -> Engine:
 
 def batches(cfg: PretrainConfig) -> Iterator[dict[str, torch.Tensor]]:
     """The same four samples for ever, cut into micro-batches."""
-    whole = make_batch(cfg, cfg.global_batch)
+    whole, rank = make_batch(cfg, cfg.global_batch), int(os.environ["RANK"])
+    stride = cfg.micro_batch * cfg.resources.workers
     while True:
-        for start in range(0, cfg.global_batch, cfg.micro_batch):
+        for start in range(rank * cfg.micro_batch, cfg.global_batch, stride):
             yield {name: v[start : start + cfg.micro_batch] for name, v in whole.items()}
 
 
 def train(words: list[str], folder: str) -> dict[str, list[float]]:
     """Losses and norms of a run, and those of the same run saved and loaded in the middle."""
     cfg = tiny_config("steps=6", "optim.base_lr=0.1", "optim.warmup_steps=1", *words)
+    share_all_weights()
     engine = build_engine(cfg)
     losses, norms, held_out = [], [], []
     for info in train_steps(engine, batches(cfg), cfg=cfg):
-        losses.append(info.outputs["loss"].item())
+        losses.append(mean_over_workers(info.outputs)["loss"])
         norms.append(engine.gradient_norm())
         if info.step == 3:
             engine.save(Path(folder))
     held_out.append(held_out_reconstruction(engine, [make_batch(cfg)])["r2"])
+    with engine.whole_parameters():
+        teacher = [p.square().sum().item() for p in engine.module.teacher_encoder.parameters()]
     again = build_engine(cfg)
     again.load(Path(folder))
     resumed = [
-        info.outputs["loss"].item() for info in train_steps(again, batches(cfg), cfg=cfg, start=3)
+        mean_over_workers(info.outputs)["loss"]
+        for info in train_steps(again, batches(cfg), cfg=cfg, start=3)
     ]
     held_out.append(held_out_reconstruction(again, [make_batch(cfg)])["r2"])
-    return {"losses": losses, "norms": norms, "resumed": resumed, "held_out": held_out}
+    center = engine.module.center.tolist()
+    found = {"losses": losses, "norms": norms, "resumed": resumed, "held_out": held_out}
+    return {**found, "teacher": teacher, "center": center}
+
+
+def share_all_weights() -> None:
+    """Let ZeRO 3 cut up small weights too: it leaves whole what is below 100,000 numbers."""
+    settings = glmae_ray.engine._settings
+
+    def strict(cfg: PretrainConfig) -> dict[str, Any]:
+        made = settings(cfg)
+        made["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return made
+
+    glmae_ray.engine._settings = strict
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +92,8 @@ def runs(tmp_path_factory) -> dict[str, dict[str, list[float]]]:
     """Every variant in a process of its own: DeepSpeed keeps one world per process."""
     cases = {name: [name] for name in STAGES}
     cases["divided"] = ["engine.micro_batch=1"]
+    for name in STAGES:
+        cases[f"{name}, two workers"] = [name, TWO]
     cases["recomputed"] = ["model.activation_checkpointing=true"]
     cases["bf16"] = ["engine.precision=bf16"]
     cases["bf16, stage 2"] = ["engine.precision=bf16", "engine.zero_stage=2"]
@@ -76,29 +104,43 @@ def runs(tmp_path_factory) -> dict[str, dict[str, list[float]]]:
 
 
 def _in_own_process(words: list[str], folder: Path) -> dict[str, list[float]]:
+    """What rank 0 found, and that the others found the same."""
     code = (
         "import json, sys; from tests.test_engine_and_loop import train\n"
         "result = train(json.loads(sys.argv[1]), sys.argv[2])\n"
-        "print('RESULT', json.dumps(result))"
+        "print('RESULT', json.dumps(result), flush=True)\n"
+        # Else one may be gone while the other still sends, and gloo ends that process.
+        "import torch.distributed as world; world.barrier(); world.destroy_process_group()"
     )
-    world = {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(words), str(folder)],
-        env=os.environ | world,
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    return json.loads(line.removeprefix("RESULT "))
+    workers = 2 if TWO in words else 1
+    world = {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    world["MASTER_PORT"] = str(_free_port()) if workers > 1 else "0"
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, json.dumps(words), str(folder)],
+            env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(workers)
+    ]
+    results = []
+    for process in ranks:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        line = next(line for line in out.splitlines() if line.startswith("RESULT "))
+        results.append(json.loads(line.removeprefix("RESULT ")))
+    for other in results[1:]:
+        assert other == results[0]
+    return results[0]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("name", STAGES[1:])
@@ -107,6 +149,18 @@ def test_every_zero_stage_gives_the_same_losses_and_gradient_norms(runs, name):
     assert sharded["losses"] == pytest.approx(plain["losses"], rel=1e-4)
     assert sharded["norms"] == pytest.approx(plain["norms"], rel=1e-3)
     assert sharded["held_out"] == pytest.approx(plain["held_out"], abs=1e-4)
+    assert sharded["teacher"] == pytest.approx(plain["teacher"], rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_two_workers_have_the_losses_the_teacher_and_the_centre_of_one(runs, name):
+    one, two = runs[STAGES[0]], runs[f"{name}, two workers"]
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert two["norms"] == pytest.approx(one["norms"], rel=1e-3)
+    assert max(one["teacher"]) > 0
+    assert two["teacher"] == pytest.approx(one["teacher"], rel=1e-4, abs=1e-9)
+    assert two["center"] == pytest.approx(one["center"], abs=1e-4)
+    assert max(map(abs, two["center"])) > 0.01
 
 
 def test_activation_checkpointing_changes_nothing(runs):
@@ -122,7 +176,10 @@ def test_bfloat16_stays_near_float32(runs, name):
     assert runs[name]["losses"] == pytest.approx(runs[STAGES[0]]["losses"], rel=0.02)
 
 
-@pytest.mark.parametrize("name", [*STAGES, "bf16", "bf16, stage 2", "divided"])
+@pytest.mark.parametrize(
+    "name",
+    [*STAGES, *(f"{name}, two workers" for name in STAGES), "bf16", "bf16, stage 2", "divided"],
+)
 def test_a_saved_engine_continues_as_if_nothing_had_happened(runs, name):
     run = runs[name]
     assert run["resumed"] == pytest.approx(run["losses"][3:], rel=1e-5)

@@ -18,11 +18,10 @@ from glmae_ray.errors import UserError
 from glmae_ray.jobs.allotment import allot
 from glmae_ray.jobs.doctor_text import machine_lines, run_lines
 from glmae_ray.jobs.fitting import memory_advice
-from glmae_ray.jobs.machine import Machine, this_machine
+from glmae_ray.jobs.machine import PACKAGES, Machine, this_machine
 from glmae_ray.paths import is_url, to_place
 
 _HEAD_MULTIPLE = 8  # 16 bytes in 16 bits: what flash and memory-efficient attention align to
-_PACKAGES = ("glmae-ray", "torch", "ray", "deepspeed", "zarr", "tensorstore", "pyarrow", "monai")
 
 Facts = dict[str, Any]
 
@@ -68,7 +67,7 @@ def machine_facts(machine: Machine) -> Facts:
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         **asdict(machine),
     }
 

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 import psutil
 
+# Whose versions a run writes down and `glmae doctor` prints.
+PACKAGES = ("glmae-ray", "torch", "ray", "deepspeed", "zarr", "tensorstore", "pyarrow", "monai")
+
 # Ray's own share of what memory is free, kept for objects; the rest is for tasks.
 _OBJECT_STORE_SHARE = 0.3
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

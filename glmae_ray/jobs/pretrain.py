@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from glmae_ray.config import PretrainConfig
 from glmae_ray.errors import UserError
 from glmae_ray.jobs.allotment import Allotment, allot
+from glmae_ray.jobs.machine import PACKAGES
 from glmae_ray.jobs.ray_session import ray_session
 from glmae_ray.paths import UNFINISHED, is_url, publish, to_place
 from glmae_ray.store.index import FINGERPRINT_COLUMNS, VolumeIndex
@@ -31,7 +32,6 @@ _FIRST_FILES = {
     *("environment.json", f"environment.json{UNFINISHED}", f"config.json{UNFINISHED}"),
     *("init.json", f"init.json{UNFINISHED}"),
 }
-_PACKAGES = ("glmae-ray", "torch", "ray", "deepspeed", "zarr", "tensorstore", "pyarrow", "monai")
 
 
 class StoreFacts(NamedTuple):
@@ -182,7 +182,7 @@ def _write_facts(
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "packages": {name: metadata.version(name) for name in PACKAGES},
     }
     publish(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
     text = json.dumps(cfg.model_dump(mode="json"), indent=2)

@@ -18,7 +18,12 @@ from glmae_ray.config import PretrainConfig
 from glmae_ray.engine import Engine
 from glmae_ray.health import Health
 from glmae_ray.jobs.starting import begin_from_init
-from glmae_ray.loop import StepInfo, held_out_reconstruction, train_steps
+from glmae_ray.loop import (
+    StepInfo,
+    held_out_reconstruction,
+    mean_over_workers,
+    train_steps,
+)
 from glmae_ray.models.glmae import GLMAE
 from glmae_ray.pipeline import fixed_batches, rank_batches
 from glmae_ray.samples import sample_maker
@@ -130,7 +135,7 @@ class _Sitting:
 
     def _write_interval(self, info: StepInfo) -> None:
         """One record for the steps since the last: values of the newest step, times of all."""
-        gradient_norm = self._engine.gradient_norm()
+        gradient_norm, outputs = self._engine.gradient_norm(), mean_over_workers(info.outputs)
         steps, self._interval = self._interval, []
         if self._log is None:
             return
@@ -143,8 +148,7 @@ class _Sitting:
             interval_s, wait_s = interval_s - self._first_wait_s, wait_s - self._first_wait_s
         samples = len(steps) * self._cfg.global_batch
         self._peak_memory = max(self._peak_memory, _memory(self._engine.device))
-        record |= {name: value.item() for name, value in info.outputs.items()}
-        record |= info.schedule._asdict()
+        record |= outputs | info.schedule._asdict()
         record |= {
             "gradient_norm": gradient_norm,
             "interval_steps": len(steps),

@@ -7,9 +7,9 @@ from torch import nn
 
 from glmae_ray.models.vit3d import Block
 
-# Student, teacher and decoder see each size of view with and without gradient, and a held-out
-# batch is smaller: up to nine shapes of one `forward`. torch stops compiling after eight.
-_SHAPES = 64
+# Student and decoder see each size of view with and without gradient, the teacher one: nine shapes
+# of one `forward`, and room for more. torch stops compiling after eight.
+_SHAPES = 16
 
 
 def compile_blocks(module: nn.Module, *, backend: str = "inductor") -> None:
@@ -17,7 +17,7 @@ def compile_blocks(module: nn.Module, *, backend: str = "inductor") -> None:
 
     Blocks and not the whole: twelve equal ones share one graph, so a run starts in a minute, and
     what surrounds them (masks, gathers, the teacher's inference mode) is no work worth fusing.
-    Names in the state dict stay as they are.
+    Names in the state dict stay as they are. Raises torch's limit of shapes for the process.
 
     Args:
         module: Holds the blocks.

@@ -1,8 +1,8 @@
 """The decoder: from the encoder's tokens to the standardised voxels of the hidden patches.
 
 Letters: B views, K kept and M masked tokens, P voxel values of a patch, E embedding. Its form is
-our decision (METHOD, grade D): width 576, so that sin-cos of three axes divides it, depth 8, 12
-heads of 48, which the fused attention kernels take.
+our decision (docs/method.md, grade D): width 576, so that sin-cos of three axes divides it, depth
+8, 12 heads of 48, which the fused attention kernels take.
 """
 
 from __future__ import annotations

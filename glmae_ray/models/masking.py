@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from glmae_ray.config_data import kept_tokens
 from glmae_ray.models.noise import noise
 
 
@@ -26,10 +27,9 @@ def draw_masks(seeds_B: Tensor, *, tokens: int, ratio: float) -> Masks:
         ratio: Share of the patches that is hidden.
 
     Returns:
-        kept (B, floor(N (1 - ratio))) and hidden (B, the rest), token numbers in rising order.
+        kept (B, floor(N (1 - ratio)), at least 1) and hidden (B, the rest), token numbers in rising order.
     """
-    # 1e-9 keeps 1000 * (1 - 0.6) = 399.99999999999994 from losing a token.
-    keep = max(1, int(tokens * (1 - ratio) + 1e-9))
+    keep = kept_tokens(tokens, ratio)
     number_N = torch.arange(tokens, device=seeds_B.device)
     order = noise(seeds_B[:, None], number_N).argsort(dim=1, stable=True)
     kept, hidden = order[:, :keep], order[:, keep:]

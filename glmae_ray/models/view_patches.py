@@ -48,6 +48,6 @@ class ViewPatches(NamedTuple):
         return self._unit(raw.flatten(3)).flatten(2)
 
     def _unit(self, raw_BKCV: Tensor) -> Tensor:
-        """Map the window linearly to [0, 1] and cut what lies beyond (METHOD, grade L)."""
+        """Map the window linearly to [0, 1] and cut what lies beyond (docs/method.md, grade L)."""
         low, high = self.windows_BC2[:, None, :, None, :].unbind(-1)
         return (raw_BKCV - low).div_(high - low).clamp_(0, 1)

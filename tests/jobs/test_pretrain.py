@@ -111,7 +111,12 @@ def test_the_encoder_file_rebuilds_the_encoder_without_the_run(finished_run):
 
 def test_one_worker_that_accumulates_has_the_same_curve_as_two(finished_run, small_store, tmp_path):
     assert main(words(small_store, tmp_path / "one", "engine.micro_batch=2")) == 0
-    # Terms are logged as rank 0 saw them; what both see is the held-out reconstruction.
+    one, two = (read_metrics(run) for run in (tmp_path / "one", finished_run))
+    terms = [f"loss_{name}" for name in ("rl", "rg", "gg", "gl")]
+    for record, other in zip(one, two, strict=True):
+        for name in [*terms, "loss", "teacher_entropy", "center_norm"]:
+            if name in record:
+                assert record[name] == pytest.approx(other[name], rel=1e-4), name
     assert held_out(tmp_path / "one") == pytest.approx(held_out(finished_run), rel=1e-4)
 
 

@@ -36,7 +36,7 @@ def listen(module: GLMAE) -> dict[str, list[Array]]:
 def cross_entropies(
     teacher: Array, globals_: Array, locals_: Array, *, center: Array, temperature: float
 ) -> tuple[float, float]:
-    """gg and gl of samples whose views lie one after the other, by loops over METHOD's sums."""
+    """gg and gl of samples whose views lie one after the other, by loops over the sums."""
     count = len(teacher) // 2  # two global and three local views a sample
     p_t = softmax((teacher - center) / temperature).reshape(count, 2, -1)
     p_g = softmax(globals_ / 0.1).reshape(count, 2, -1)

@@ -1,4 +1,4 @@
-"""The nine traps of METHOD.md in its order, each by what would happen to whoever fell into it."""
+"""The nine traps of docs/method.md in its order, each by what would happen to whoever fell into it."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_a_teacher_without_entropy_is_told():
 
 
 def test_an_untrained_objective_is_not_taken_for_a_collapsed_one():
-    """At the temperatures of METHOD, before and after the centre has started."""
+    """At the default temperatures (docs/method.md), before and after the centre has started."""
     cfg, module = build(MANY)
     before = records(module, cfg, teacher_temperature=0.04)
     assert {"teacher_entropy", "kl_gg", "kl_gl", "cls_std_global", "cls_std_local"} <= set(
@@ -250,7 +250,7 @@ def test_a_decoder_that_is_always_right_paints_the_original(channels):
 
 
 def right_answer(batch: dict[str, Tensor], channels: int) -> Tensor:
-    """The standardised voxels of the hidden patches, by METHOD's formula."""
+    """The standardised voxels of the hidden patches, by the formula of docs/method.md."""
     unit = ((batch["local"].float() + 1000) / 2000).clamp(0, 1).flatten(0, 1)
     patches = patchify(unit, (8, 4, 2))
     _, hidden = draw_masks(batch["local_seeds"].flatten(), tokens=24, ratio=0.6)
@@ -342,7 +342,7 @@ def monai_autoencoder(**changes: int) -> MaskedAutoEncoderViT:
 
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")
 def test_monais_autoencoder_fails_under_bfloat16_autocast_and_ours_does_not():
-    """Should the first half fail, MONAI has repaired it, and METHOD.md can say so."""
+    """Should the first half fail, MONAI has repaired it, and docs/method.md can say so."""
     with (
         torch.autocast("cpu", torch.bfloat16),
         pytest.raises(RuntimeError, match="Float for the destination and BFloat16 for the source"),

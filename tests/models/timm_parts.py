@@ -9,7 +9,7 @@ from torch import nn
 
 
 def timm_block(width: int, *, heads: int) -> nn.Module:
-    """timm's block as METHOD.md wants it: MLP ratio 4, qkv bias, LayerNorm eps 1e-6."""
+    """timm's block as docs/method.md wants it: MLP ratio 4, qkv bias, LayerNorm eps 1e-6."""
     _make_torchvision_importable()
     from timm.models.vision_transformer import Block
 
