@@ -80,7 +80,7 @@ def _gpus() -> tuple[Gpu, ...]:
 class _Name(NamedTuple):
     """What CUDA_VISIBLE_DEVICES may call a GPU."""
 
-    index: int
+    number: int
     uuid: str
 
 
@@ -89,9 +89,9 @@ def _listed(answer: str) -> dict[_Name, Gpu]:
     found = {}
     for line in answer.splitlines():
         rest, _, mebibytes = line.rpartition(",")
-        index, uuid, name = (part.strip() for part in rest.split(",", 2))
+        number, uuid, name = (part.strip() for part in rest.split(",", 2))
         if mebibytes.strip().isdecimal():
-            found[_Name(int(index), uuid)] = Gpu(name, int(mebibytes) * 2**20)
+            found[_Name(int(number), uuid)] = Gpu(name, int(mebibytes) * 2**20)
     return found
 
 
@@ -118,4 +118,4 @@ def _means(entry: str, name: _Name) -> bool:
         return name.uuid.startswith(entry)
     # CUDA reads a number as far as there are digits, and leaves what follows them.
     digits = re.match(r"\d+", entry)
-    return digits is not None and int(digits[0]) == name.index
+    return digits is not None and int(digits[0]) == name.number
