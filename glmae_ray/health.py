@@ -1,7 +1,7 @@
 """Says in words when a run's objective has collapsed, from the records that it logs.
 
-Every threshold here is a decision of this project, for the collapse that nobody notices is a trap of
-docs/method.md. `docs/log.md` has the collapsed runs that the advice comes from.
+Every threshold here is a decision of this project: `docs/method.md` lists the collapse that nobody
+notices as a trap, and `docs/log.md` has the collapsed runs that the advice comes from.
 """
 
 from __future__ import annotations

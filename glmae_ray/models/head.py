@@ -1,7 +1,8 @@
 """The projection head on the CLS token: what the consistency terms compare.
 
 That one exists is verified (the paper's method figure); its form is our decision
-(docs/method.md, grade D): DINO's, MLP to a bottleneck on the unit sphere, and prototypes that count by direction.
+(docs/method.md, grade D): DINO's, MLP to a bottleneck on the unit sphere, and prototypes that count
+by direction.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def draw_masks(seeds_B: Tensor, *, tokens: int, ratio: float) -> Masks:
         ratio: Share of the patches that is hidden.
 
     Returns:
-        kept (B, floor(N (1 - ratio)), at least 1) and hidden (B, the rest), token numbers in rising order.
+        kept (B, floor(N (1 - ratio))) and hidden (B, the rest), token numbers in rising order.
     """
     keep = kept_tokens(tokens, ratio)
     number_N = torch.arange(tokens, device=seeds_B.device)

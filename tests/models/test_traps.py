@@ -1,4 +1,4 @@
-"""The nine traps of docs/method.md in its order, each by what would happen to whoever fell into it."""
+"""The nine traps of docs/method.md in its order, each by what happens to whoever falls into it."""
 
 from __future__ import annotations
 
