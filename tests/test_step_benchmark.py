@@ -8,6 +8,7 @@ import torch
 from benchmarks._step_monai import ComposedGLMAE, ViewAutoEncoder
 from benchmarks._step_rows import Size, Way, config, counted_flops
 from glmae_ray import costs
+from glmae_ray.config import PretrainConfig
 from glmae_ray.models.glmae import GLMAE
 from tests.conftest import tiny_config
 from tests.models.test_against_timm_and_monai import copy_autoencoder
@@ -26,6 +27,42 @@ def with_masks(autoencoder: ViewAutoEncoder, kept: list[torch.Tensor], tokens: i
         return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1])), index, mask
 
     autoencoder._masking = masking
+
+
+# Beginnings of our names, and what MONAI has instead; in the blocks every name is one of these.
+RENAMED = {
+    "encoder.patch_embed.proj.": "local.patch_embedding.patch_embeddings.",
+    "encoder.cls_token": "local.cls_token",
+    "encoder.blocks.": "local.blocks.",
+    "decoder.embed.": "local.decoder_embed.",
+    "decoder.mask_token": "local.mask_tokens",
+    "decoder.blocks.": "local.decoder_blocks.",
+    "decoder.predict.": "local.decoder_pred.",
+    "head.prototypes.weight": "head.last.parametrizations.weight.original1",
+}
+IN_BLOCKS = {
+    ".attn.proj.": ".attn.out_proj.",
+    ".mlp.fc1.": ".mlp.linear1.",
+    ".mlp.fc2.": ".mlp.linear2.",
+}
+
+
+def its_name(name: str, cfg: PretrainConfig) -> str:
+    """What the rival calls a weight of ours."""
+    # MONAI's final norms come last in its lists of blocks.
+    name = name.replace("encoder.norm.", f"encoder.blocks.{cfg.model.depth}.")
+    name = name.replace("decoder.norm.", f"decoder.blocks.{cfg.model.decoder_depth}.")
+    for part, other in IN_BLOCKS.items():
+        if ".blocks." in name:
+            name = name.replace(part, other)
+    starts = [start for start in RENAMED if name.startswith(start)]
+    return RENAMED[starts[0]] + name.removeprefix(starts[0]) if starts else name
+
+
+def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Of what the loss reaches; MONAI's blocks have norms for cross-attention that are idle."""
+    found = {name: weight.grad for name, weight in module.named_parameters()}
+    return {name: gradient for name, gradient in found.items() if gradient is not None}
 
 
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")
@@ -54,14 +91,15 @@ def test_what_a_user_would_compose_from_monai_has_our_loss_and_our_gradients():
     torch.testing.assert_close(its, mine, atol=1e-5, rtol=1e-5)
     mine.backward()
     its.backward()
-    for name, other in (
-        ("encoder.patch_embed.proj.weight", "local.patch_embedding.patch_embeddings.weight"),
-        ("encoder.blocks.0.attn.qkv.weight", "local.blocks.0.attn.qkv.weight"),
-        ("decoder.predict.bias", "local.decoder_pred.bias"),
-        ("head.mlp.0.weight", "head.mlp.0.weight"),
-    ):
-        one, two = (m.get_parameter(n).grad for m, n in ((ours, name), (theirs, other)))
-        torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4, msg=name)
+    my_gradients, its_gradients = gradients(ours), gradients(theirs)
+    assert {its_name(name, cfg) for name in my_gradients} == set(its_gradients)
+    assert len(my_gradients) == sum(weight.requires_grad for weight in ours.parameters())
+    for name, one in my_gradients.items():
+        two = its_gradients[its_name(name, cfg)]
+        torch.testing.assert_close(
+            two, one, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+        assert one.any(), name
     ours.update_teacher(0.9)
     theirs.update(0.9)
     # MONAI-style centre starts at 0; ours at the first step's mean.
