@@ -116,33 +116,65 @@ def load_encoder(
     Raises:
         UserError: Something is missing, has the wrong shape, or is not of this architecture.
     """
-    file = open_weights(path, part=part)
-    tensors, skipped = encoder_tensors(file, part=part)
-    order, axes_line = _axes(file, axes)
-    table = tensors.pop("pos_embed", None)
+    asked = _Asked(channels, axes, part, heads, grid, positions)
+    return _load(open_weights(path, part=part), asked)
+
+
+class _Asked(NamedTuple):
+    """The arguments of `load_encoder`."""
+
+    channels: int | None
+    axes: Axes | None
+    part: Part
+    heads: int | None
+    grid: Grid | None
+    positions: Positions
+
+
+class _Taken(NamedTuple):
+    """What an encoder took from a file beside its positions, and by which rules."""
+
+    loaded: tuple[str, ...]
+    skipped: dict[str, str]
+    axes: str
+    channels: str
+    heads: str
+
+
+def _load(file: WeightFile, asked: _Asked) -> tuple[Encoder, LoadReport]:
+    tensors, skipped = encoder_tensors(file, part=asked.part)
+    order, axes = _axes(file, asked.axes)
+    table = _Table(file, tensors.pop("pos_embed", None), order, asked.grid)
     _turn_and_check_kernel(file, tensors, order)
-    tensors[KERNEL], channels_line = with_channels(tensors[KERNEL], channels)
-    number, heads_line = _heads(file, heads, width=len(tensors[KERNEL]))
+    tensors[KERNEL], channels = with_channels(tensors[KERNEL], asked.channels)
+    number, heads = _heads(file, asked.heads, width=len(tensors[KERNEL]))
     encoder = _build(tensors, heads=number, source=file.source)
-    placed = _place(encoder, _Table(file, table, order, grid), positions)
-    skipped |= placed.skipped
-    return encoder, LoadReport(
+    placed = _place(encoder, table, asked.positions)
+    taken = _Taken(tuple(tensors), skipped, axes, channels, heads)
+    return encoder, _report(table, asked, taken, placed)
+
+
+def _report(table: _Table, asked: _Asked, taken: _Taken, placed: _Placed) -> LoadReport:
+    file = table.file
+    heads_are_used = file.facts.get("heads", asked.heads) == asked.heads
+    grid_is_used = table.values is not None and asked.positions == "file"
+    return LoadReport(
         source=file.source,
         sha256=file.sha256,
-        part=part,
-        loaded=(*tensors, *placed.loaded),
-        skipped=skipped,
+        part=asked.part,
+        loaded=(*taken.loaded, *placed.loaded),
+        skipped=taken.skipped | placed.skipped,
         missing=placed.missing,
-        order=order,
-        axes=axes_line,
-        heads=heads_line,
+        order=table.order,
+        axes=taken.axes,
+        heads=taken.heads,
         positions=placed.line,
-        channels=channels_line,
+        channels=taken.channels,
         warnings=(
             *placed.warnings,
-            *_unknown(skipped),
-            *_without_effect("heads", heads, is_used=heads == number),
-            *_without_effect("grid", grid, is_used=table is not None and positions == "file"),
+            *_unknown(taken.skipped),
+            *_without_effect("heads", asked.heads, is_used=heads_are_used),
+            *_without_effect("grid", asked.grid, is_used=grid_is_used),
         ),
         facts=file.facts,
     )
