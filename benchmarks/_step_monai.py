@@ -1,8 +1,8 @@
 """GL-MAE as a user would compose it from MONAI's blocks: one call a view, an EMA copy, a DINO head.
 
-The mathematics are the same as ours: with the same weights and masks the losses agree
-(tests/benchmarks). MONAI's `MaskedAutoEncoderViT` is subclassed only for what it does not return:
-the CLS features, and an encoding of the complete view.
+The mathematics are the same as ours: with the same weights and masks losses and gradients agree
+(tests/test_step_benchmark.py). MONAI's `MaskedAutoEncoderViT` is subclassed only for what it does
+not return: the CLS features, and an encoding of the complete view.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from glmae_ray.loop import held_out_reconstruction, mean_over_workers, train_ste
 from glmae_ray.models.glmae import GLMAE
 from tests.conftest import tiny_config
 from tests.models.test_glmae import make_batch
+from tests.models.test_step_options import NoLookAtValues
 
 STAGES = [
     "engine.zero_stage=0",
@@ -189,3 +190,30 @@ def test_a_saved_engine_continues_as_if_nothing_had_happened(runs, name):
 def test_the_run_learns_its_four_samples(runs):
     losses = runs[STAGES[0]]["losses"]
     assert losses[-1] < losses[1]
+
+
+def test_neither_engine_nor_loop_waits_for_the_device_between_logged_steps():
+    """At stage 0. From 1 on DeepSpeed itself looks at the gradient's norm to find overflows."""
+    code = "from tests.test_engine_and_loop import step_without_looking; step_without_looking()"
+    world = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | world | {"MASTER_PORT": "0"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def step_without_looking() -> None:
+    cfg = tiny_config("steps=4")
+    engine = build_engine(cfg)
+    from deepspeed.accelerator import get_accelerator
+
+    waits: list[int] = []
+    type(get_accelerator()).synchronize = lambda *_: waits.append(1)
+    with NoLookAtValues():
+        assert [info.step for info in train_steps(engine, batches(cfg), cfg=cfg)] == [1, 2, 3, 4]
+    assert not waits

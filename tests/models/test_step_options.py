@@ -107,8 +107,9 @@ def test_compiled_kernels_give_the_same_gradients():
 
 
 @tracing
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("words", [(), ("model.activation_checkpointing=true",)])
-def test_nothing_is_compiled_after_the_second_step_not_even_around_a_validation(words):
+def test_nothing_is_compiled_after_the_second_step_not_even_around_a_validation(words, bf16):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     cfg, module = build(*words)
@@ -116,11 +117,12 @@ def test_nothing_is_compiled_after_the_second_step_not_even_around_a_validation(
     held_out = make_batch(cfg, 1)
     graphs = []
     for step in range(6):
-        gradients(module, cfg)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            gradients(module, cfg)
         module.update_teacher(0.99)
         if step in (0, 3):
             module.train(False)
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
                 module(held_out, task="held_out")
             module.train(True)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
@@ -137,7 +139,10 @@ def test_compiling_with_weights_in_pieces_is_refused():
 
 
 class NoLookAtValues(TorchDispatchMode):
-    """Fails where an operation brings a value to the host: on a device that is a wait."""
+    """Fails where an operation brings a value to the host: on a device that is a wait.
+
+    On a CPU it cannot see copies from device to host; `test_a_step_never_waits_for_the_device` can.
+    """
 
     _LOOKS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique")
 
