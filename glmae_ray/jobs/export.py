@@ -10,7 +10,7 @@ import torch
 
 from glmae_ray.config import ExportConfig, ExportFormat
 from glmae_ray.errors import UserError
-from glmae_ray.models.encoder_files import LoadReport, load_encoder
+from glmae_ray.models.encoder_files import load_encoder
 from glmae_ray.models.encoder_formats import (
     Axes,
     as_monai_unetr,
@@ -22,6 +22,7 @@ from glmae_ray.models.encoder_formats import (
     turn_sides,
     why_no_unetr,
 )
+from glmae_ray.models.load_report import LoadReport
 from glmae_ray.models.vit3d import Encoder, Grid
 from glmae_ray.models.weight_files import WEIGHTS
 from glmae_ray.paths import Place, publish, to_place

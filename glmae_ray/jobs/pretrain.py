@@ -23,7 +23,7 @@ from glmae_ray.store.zarr_store import VolumeStore
 from glmae_ray.tracking import progress, summarise
 
 if TYPE_CHECKING:
-    from glmae_ray.models.encoder_files import LoadReport
+    from glmae_ray.models.load_report import LoadReport
 
 # What may differ when a run is continued: none of it changes an update, nor a sample but where a
 # case cannot be read. Folders may move; the store is known by its fingerprint.

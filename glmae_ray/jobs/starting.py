@@ -8,9 +8,10 @@ from pathlib import Path
 from glmae_ray.checkpoint import INIT
 from glmae_ray.config import PretrainConfig
 from glmae_ray.errors import UserError
-from glmae_ray.models.encoder_files import LoadReport, load_encoder
+from glmae_ray.models.encoder_files import load_encoder
 from glmae_ray.models.encoder_formats import heads_of
 from glmae_ray.models.glmae import GLMAE
+from glmae_ray.models.load_report import LoadReport
 from glmae_ray.models.vit3d import Encoder
 from glmae_ray.paths import publish
 

@@ -7,9 +7,7 @@ Names are timm's, with or without a prefix such as `module.backbone.`. What a fi
 from __future__ import annotations
 
 import math
-from collections import Counter
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +15,7 @@ from torch import Tensor
 from glmae_ray.errors import UserError
 from glmae_ray.models.encoder_formats import AXES, Axes, turn_kernel, turn_positions, turn_sides
 from glmae_ray.models.encoder_names import KERNEL, UNKNOWN, encoder_tensors, load_whole, some
+from glmae_ray.models.load_report import LoadReport
 from glmae_ray.models.vit3d import Encoder, Grid, sincos_positions
 from glmae_ray.models.weight_files import WeightFile, open_weights
 from glmae_ray.paths import Place
@@ -24,66 +23,7 @@ from glmae_ray.paths import Place
 Part = Literal["student", "teacher"]
 Positions = Literal["file", "sincos"]
 
-_RULES = ("axes", "heads", "positions", "channels")  # of a report
 _NAME = ("pos_embed",)
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What was taken from a file, what was not, and the rules that filled the gaps.
-
-    Attributes:
-        source: The file.
-        sha256: Of its bytes.
-        part: `student` or `teacher`.
-        loaded: Names in the encoder that came from the file.
-        skipped: Names in the file that did not, each with the reason.
-        missing: Names that the file could have had and has not.
-        order: Of the file's axes.
-        axes: The same, and how it is known.
-        heads: Their number, and how it is known.
-        positions: Where the encoder's positions come from.
-        channels: The rule by which the patch kernel got the channels that were asked for.
-        warnings: What may surprise.
-        facts: What we wrote beside the file, if it is ours.
-    """
-
-    source: str
-    sha256: str
-    part: str
-    loaded: tuple[str, ...]
-    skipped: dict[str, str]
-    missing: tuple[str, ...]
-    order: Axes
-    axes: str
-    heads: str
-    positions: str
-    channels: str
-    warnings: tuple[str, ...] = ()
-    facts: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def lines(self) -> list[str]:
-        """The report for people."""
-        lines = [f"encoder: {len(self.loaded)} tensors of the {self.part} from {self.source}"]
-        lines += [f"{name}: {getattr(self, name)}" for name in _RULES]
-        for reason, count in Counter(self.skipped.values()).items():
-            names = [name for name, why in self.skipped.items() if why == reason]
-            lines.append(f"skipped: {count} {reason} ({some(names)})")
-        if self.missing:
-            lines.append(f"missing: {some(list(self.missing))}")
-        return lines + [f"warning: {line}" for line in self.warnings]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as JSON facts."""
-        report = asdict(self)
-        del report["facts"]
-        return report | {"origin": self.origin()}
-
-    def origin(self) -> dict[str, Any]:
-        """Where the weights come from, by which rules, and what the file says of that itself."""
-        origin = {name: getattr(self, name) for name in ("source", "sha256", "part", *_RULES)}
-        before = self.facts.get("origin")
-        return origin | {"origin": before} if before else origin
 
 
 def load_encoder(

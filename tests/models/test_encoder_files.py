@@ -15,7 +15,7 @@ from monai.networks.nets import UNETR, ViT
 from safetensors.torch import save_file
 
 from glmae_ray.errors import UserError
-from glmae_ray.models.encoder_files import LoadReport, cube_side, load_encoder, with_channels
+from glmae_ray.models.encoder_files import cube_side, load_encoder, with_channels
 from glmae_ray.models.encoder_formats import (
     as_monai_unetr,
     as_monai_vit,
@@ -24,6 +24,7 @@ from glmae_ray.models.encoder_formats import (
     publish_weights,
     turn_positions,
 )
+from glmae_ray.models.load_report import LoadReport
 from glmae_ray.models.vit3d import Encoder, patch_grid, patchify, sincos_positions
 
 PATCH, GRID, WIDTH = (8, 4, 2), (2, 3, 4), 24
