@@ -10,7 +10,7 @@ from glmae_ray.config_base import Size
 from glmae_ray.config_data import kept_tokens
 
 # Of a transformer block, MLP ratio 4, in units of width^2: qkv 3, projection 1, MLP 8.
-BLOCK_WEIGHTS = 12
+BLOCK_WEIGHTS, QKV_WEIGHTS = 12, 3
 _BLOCK_VECTORS = 13  # in units of width: biases 3 + 1 + 4 + 1, two norms 4
 
 
@@ -114,24 +114,29 @@ def flops(cfg: PretrainConfig) -> dict[str, int]:
         t = tokens(cfg, kind)
         # Pixels need no gradient, so the backward pass of the embedding is one product.
         view = 2 * 2 * t.kept * t.values * model.width
-        view += model.depth * _block_flops(t.encoded, model.width, backward=True)
+        view += _blocks_flops(t.encoded, model.width, model.depth, given=t.encoded)
         counts["encoder"] += t.views * view
     for kind in cfg.loss.reconstructed:
         t = tokens(cfg, kind)
         outer = t.encoded * model.width + t.hidden * t.values
         view = 3 * 2 * outer * model.decoder_width
-        view += model.decoder_depth * _block_flops(t.whole, model.decoder_width, backward=True)
+        view += _blocks_flops(t.whole, model.decoder_width, model.decoder_depth, given=t.hidden)
         counts["decoder"] += t.views * view
     if cfg.loss.uses_teacher:
         t = tokens(cfg, "global")
         counts["head"] = 3 * 2 * head_vectors(cfg) * head_weights(cfg)
         view = 2 * t.every * t.values * model.width + 2 * head_weights(cfg)
-        view += model.depth * _block_flops(t.whole, model.width, backward=False)
+        view += _blocks_flops(t.whole, model.width, model.depth, given=1, backward=False)
         counts["teacher"] = t.views * view
     return counts
 
 
-def _block_flops(length: int, width: int, *, backward: bool) -> int:
-    """Of one block on one sequence; both products of attention are length^2 x width."""
+def _blocks_flops(length: int, width: int, depth: int, *, given: int, backward: bool = True) -> int:
+    """Of blocks on one sequence; the last one projects and transforms only the tokens it gives.
+
+    Both products of attention are length^2 x width.
+    """
     products, attention = (3, 2 + 5) if backward else (1, 2)
-    return 2 * length * width * (products * BLOCK_WEIGHTS * width + attention * length)
+    every = 2 * length * width * (products * BLOCK_WEIGHTS * width + attention * length)
+    spared = (length - given) * (BLOCK_WEIGHTS - QKV_WEIGHTS) * width
+    return depth * every - 2 * width * products * spared

@@ -166,9 +166,13 @@ def _decoder_keeps(cfg: PretrainConfig, t: Tokens) -> int:
     heads, depth = model.decoder_heads, model.decoder_depth
     embedding = t.encoded * (model.width * computed + _INDEX)
     blocks = _blocks_keep(cfg, t.whole, width=width, heads=heads, depth=depth)
-    picked = t.whole * width * _FLOAT + t.hidden * _INDEX
+    blocks += t.hidden * _INDEX
+    if not _checkpointed(cfg):
+        # The last block goes on with the hidden rows, and keeps attention's output of these apart.
+        spared = 9 * width * computed + _FLOAT * (width + 2)
+        blocks += t.hidden * width * computed - (t.whole - t.hidden) * spared
     norm = t.hidden * (_FLOAT * (width + 2) + width * computed)
-    return embedding + blocks + picked + norm + t.hidden * t.values * _FLOAT
+    return embedding + blocks + norm + t.hidden * t.values * _FLOAT
 
 
 def _head_keeps(cfg: PretrainConfig) -> int:

@@ -7,9 +7,10 @@ from torch import nn
 
 from glmae_ray.models.vit3d import Block
 
-# Student and decoder see each size of view with and without gradient, the teacher one: nine shapes
-# of one `forward`, and room for more. torch stops compiling after eight.
-_SHAPES = 16
+# Student and decoder see each size of view with and without gradient, the teacher one; the last
+# block of decoder and teacher gives fewer tokens: fourteen graphs of one `forward`, and room for
+# more. torch stops compiling after eight.
+_SHAPES = 24
 
 
 def compile_blocks(module: nn.Module, *, backend: str = "inductor") -> None:

@@ -18,7 +18,6 @@ from glmae_ray.models.masking import Masks
 from glmae_ray.models.vit3d import (
     Block,
     Grid,
-    gather_tokens,
     initialise,
     run_blocks,
     sincos_positions,
@@ -56,5 +55,6 @@ class Decoder(nn.Module):
         where = F.pad(masks.kept_BK + 1, (1, 0)).unsqueeze(-1).expand(-1, -1, d)
         full = self.mask_token.to(x.dtype).expand(b, 1 + math.prod(grid), d).scatter(1, where, x)
         full = full + sincos_positions(grid, d, x.device)
-        full = run_blocks(self.blocks, full, recompute=self.recompute)
-        return self.predict(self.norm(gather_tokens(full, masks.hidden_BM + 1)))
+        hidden = masks.hidden_BM + 1
+        rebuilt = run_blocks(self.blocks, full, recompute=self.recompute, index_BK=hidden)
+        return self.predict(self.norm(rebuilt))

@@ -147,7 +147,7 @@ class GLMAE(nn.Module):
     def _teach(self, views: ViewPatches, temperature: float) -> Tensor:
         """Teacher probabilities of the intact global views, (B, V, prototypes)."""
         with torch.inference_mode():
-            z = self.teacher_encoder(views.all(), grid=views.grid)
+            z = self.teacher_encoder(views.all(), grid=views.grid, only_cls=True)
             logits = self.teacher_head(z[:, 0]).unflatten(0, (views.samples, -1))
             self.teacher_sum += logits.sum(dim=(0, 1))
             self.teacher_views += logits.shape[0] * logits.shape[1]

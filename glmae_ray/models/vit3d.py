@@ -80,6 +80,10 @@ def gather_tokens(tokens_BNE: Tensor, index_BK: Tensor) -> Tensor:
     return tokens_BNE.gather(1, index_BK.unsqueeze(-1).expand(-1, -1, tokens_BNE.shape[-1]))
 
 
+def _pick(tokens_BNE: Tensor, index_BK: Tensor | None) -> Tensor:
+    return tokens_BNE if index_BK is None else gather_tokens(tokens_BNE, index_BK)
+
+
 class PatchProjection(nn.Conv3d):
     """The Conv3d patch embedding (V), applied as a product to patches that are already cut out."""
 
@@ -111,14 +115,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BNE: Tensor) -> Tensor:
-        """Mix tokens, (B, N, E)."""
+    def forward(self, x_BNE: Tensor, index_BK: Tensor | None = None) -> Tensor:
+        """Mix tokens, (B, N, E); with an index give those only, (B, K, E)."""
         b, n, e = x_BNE.shape
         # Split before heads come to the front: its gradient is then put together in one pass.
         qkv_BNHD = self.qkv(x_BNE).reshape(b, n, 3, self.heads, -1).unbind(2)
         query, key, value = (part.transpose(1, 2) for part in qkv_BNHD)
         mixed_BHND = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed_BHND.transpose(1, 2).reshape(b, n, e))
+        return self.proj(_pick(mixed_BHND.transpose(1, 2).reshape(b, n, e), index_BK))
 
 
 class Mlp(nn.Module):
@@ -146,10 +150,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, hidden=4 * width)
 
-    def forward(self, x_BNE: Tensor) -> Tensor:
-        """Transform tokens, (B, N, E)."""
-        x_BNE = x_BNE + self.attn(self.norm1(x_BNE))
-        return x_BNE + self.mlp(self.norm2(x_BNE))
+    def forward(self, x_BNE: Tensor, index_BK: Tensor | None = None) -> Tensor:
+        """Transform tokens, (B, N, E); with an index those only, (B, K, E), which attend to all."""
+        x = _pick(x_BNE, index_BK) + self.attn(self.norm1(x_BNE), index_BK)
+        return x + self.mlp(self.norm2(x))
 
 
 class Encoder(nn.Module):
@@ -208,30 +212,49 @@ class Encoder(nn.Module):
             return sincos_positions(grid, self.cls_token.shape[-1], self.cls_token.device)
         return interpolate_positions(self.pos_embed[0], grid=self.pos_grid, to=grid)
 
-    def forward(self, patches_BKP: Tensor, *, grid: Grid, kept_BK: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        patches_BKP: Tensor,
+        *,
+        grid: Grid,
+        kept_BK: Tensor | None = None,
+        only_cls: bool = False,
+    ) -> Tensor:
         """Encode patches, (B, 1 + K, E), CLS first.
 
         Args:
             patches_BKP: The visible patches only.
             grid: Patches along Z, Y, X of the whole view.
             kept_BK: Which of the N patches of the view these are; None: all, in order.
+            only_cls: Give CLS alone, (B, 1, E), the same; the last block then skips the others.
         """
         x = self.patch_embed(patches_BKP)
         positions = self.positions(grid)
         x = x + (positions[1:] if kept_BK is None else positions[1:][kept_BK])
         cls = (self.cls_token + positions[0]).to(x.dtype)
         x = torch.cat([cls.expand(len(x), -1, -1), x], dim=1)
-        return self.norm(run_blocks(self.blocks, x, recompute=self.recompute))
+        index_B1 = x.new_zeros((len(x), 1), dtype=torch.int64) if only_cls else None
+        return self.norm(run_blocks(self.blocks, x, recompute=self.recompute, index_BK=index_B1))
 
 
-def run_blocks(blocks: nn.ModuleList, x_BNE: Tensor, *, recompute: bool) -> Tensor:
-    """Apply blocks in turn; with `recompute` a block runs again in the backward pass."""
-    for block in blocks:
+def run_blocks(
+    blocks: nn.ModuleList, x_BNE: Tensor, *, recompute: bool, index_BK: Tensor | None = None
+) -> Tensor:
+    """Apply blocks in turn.
+
+    Args:
+        blocks: Of one width.
+        x_BNE: Tokens.
+        recompute: Run a block again in the backward pass in place of keeping what is inside.
+        index_BK: The tokens that are asked for, (B, K, E) then; None: all.
+    """
+    for number, block in enumerate(blocks, start=1):
+        index = index_BK if number == len(blocks) else None
         if recompute and torch.is_grad_enabled():
             # Nothing in a block is random.
-            x_BNE = checkpoint(block, x_BNE, use_reentrant=False, preserve_rng_state=False)
+            x_BNE = checkpoint(block, x_BNE, index, use_reentrant=False, preserve_rng_state=False)
         else:
-            x_BNE = block(x_BNE)
+            x_BNE = block(x_BNE, index)
     return x_BNE
 
 

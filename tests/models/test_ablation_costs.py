@@ -108,6 +108,7 @@ def expected_flops(cfg: PretrainConfig, on: tuple[str, ...]) -> tuple[int, int, 
         if f"r{kind[0]}" in on:
             student += linear(rows * (1 + kept), model.width, model.decoder_width)
             student += blocks(rows, 1 + patches, model.decoder_width, model.decoder_depth)
+            student -= spared(rows, 1 + kept, model.decoder_width)
             student += linear(rows * (patches - kept), model.decoder_width, VOXELS)
         if {"global": "gg", "local": "gl"}[kind] in on:
             student += head(cfg, rows)
@@ -116,6 +117,7 @@ def expected_flops(cfg: PretrainConfig, on: tuple[str, ...]) -> tuple[int, int, 
         rows = SAMPLES * count
         teacher += linear(rows * patches, VOXELS, model.width) + head(cfg, rows)
         teacher += blocks(rows, 1 + patches, model.width, model.depth)
+        teacher -= spared(rows, patches, model.width)
     return student + embedding, teacher, embedding
 
 
@@ -126,6 +128,11 @@ def linear(rows: int, inputs: int, outputs: int) -> int:
 def blocks(rows: int, tokens: int, width: int, depth: int) -> int:
     """Four linear layers of 12 width^2 weights, and two products of attention."""
     return depth * (linear(rows * tokens, width, 12 * width) + 4 * rows * tokens**2 * width)
+
+
+def spared(rows: int, tokens: int, width: int) -> int:
+    """What the last block does not do for tokens that nobody asks for: all but qkv."""
+    return linear(rows * tokens, width, 9 * width)
 
 
 def head(cfg: PretrainConfig, rows: int) -> int:

@@ -128,8 +128,9 @@ def test_nothing_is_compiled_after_the_second_step_not_even_around_a_validation(
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs[0] > 0
     assert graphs[1:] == [graphs[1]] * 5
-    # Student and decoder see two kinds of view, with and without gradient; the teacher one.
-    assert graphs[-1] <= 9
+    # Student and decoder see two kinds of view, with and without gradient; the teacher one. Last
+    # blocks of decoder and teacher give fewer tokens.
+    assert graphs[-1] <= 14
     torch._dynamo.reset()
 
 
