@@ -30,7 +30,8 @@ from tests.test_engine_and_loop import (
 CASES = {
     **{name: [name] for name in STAGES},
     **{f"{name}, two workers": [name, TWO] for name in STAGES},
-    **{f"{name}, divided": [name, TWO, "engine.micro_batch=1"] for name in STAGES},
+    "divided": [TWO, "engine.micro_batch=1"],
+    "divided, stage 2": [TWO, "engine.micro_batch=1", "engine.zero_stage=2"],
     "bf16": ["engine.precision=bf16", TWO],
     "bf16, stage 2": ["engine.precision=bf16", "engine.zero_stage=2", TWO],
 }
@@ -131,7 +132,7 @@ def test_the_run_goes_on_like_one_that_left_those_steps_out(runs, name):
     assert run["losses"] == run["expected"]
     assert run["difference"] == 0
     assert run["finite"]
-    assert run["losses"][-1] < run["losses"][0]
+    assert run["losses"][-1] < run["losses"][1]  # the first is that of a centre at 0
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -84,14 +84,11 @@ def poisoned(small_store, tmp_path) -> tuple[Path, str]:
     shutil.copytree(small_store, copy)
     case = VolumeIndex.read(copy).select(split="train").case_ids()[0]
     table = pq.read_table(copy / "index.parquet")
-    values = table.column("p0_5").to_pylist()
-    row = table.column("case_id").to_pylist().index(case)
-    values[row] = [math.nan for _ in values[row]]
-    place = table.schema.get_field_index("p0_5")
-    column = pa.array(values, type=table.schema.field(place).type)
-    pq.write_table(
-        table.set_column(place, table.schema.field(place), column), copy / "index.parquet"
-    )
+    rows = table.to_pylist()
+    (row,) = (row for row in rows if row["case_id"] == case)
+    # The window of a CT is the run's; that of others comes from their percentiles.
+    row |= {"modality": "MR", "p0_5": [math.nan]}
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), copy / "index.parquet")
     return copy, case
 
 
