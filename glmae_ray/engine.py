@@ -2,6 +2,11 @@
 
 Autocast runs over float32 parameters (`torch_autocast`), never with bfloat16 ones: in bfloat16 a
 teacher update of 0.4 % rounds to nothing.
+
+A step whose loss or gradient is not finite on any rank is skipped on all, in every ZeRO stage:
+weights, moments, teacher and centre stay as they were. Such a loss makes its whole gradient NaN,
+so that the sum over ranks carries it to all. At stage 0 the device itself skips, as fused AdamW
+can, and nobody waits; from stage 1 on DeepSpeed looks at the norm on the host and skips by itself.
 """
 
 from __future__ import annotations
@@ -48,6 +53,10 @@ class Engine:
             # DeepSpeed would put all gradients into one buffer and back, with nobody to send to.
             self._engine.enable_backward_allreduce = False
         self._clip, self._norm = cfg.optim.clip, torch.tensor(torch.nan)
+        # Under fp16 gradients overflow by design: DeepSpeed's loss scaler finds them and skips.
+        self._scaled = cfg.engine.precision == "fp16"
+        self._lost = torch.zeros((), dtype=torch.bool, device=device)
+        self._skipped = torch.zeros((), device=device)
         # Stage 0 clips with this method of DeepSpeed's, which forgets the norm.
         self._engine.clip_fp32_gradients = self._clip_and_remember
 
@@ -65,22 +74,46 @@ class Engine:
         self._engine.train(mode)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of one micro-batch, scaled for accumulation."""
-        self._engine.backward(loss)
+        """Add the gradient of one micro-batch, scaled for accumulation.
+
+        Args:
+            loss: Scalar. One that overflows may have a finite gradient; it is made NaN.
+        """
+        finite = torch.isfinite(loss.detach())
+        self._lost = self._lost | ~finite
+        self._engine.backward(loss * torch.where(finite, 1.0, torch.nan))
 
     def step(self, *, lr: float) -> None:
-        """Count one micro-batch; the last one of a step clips and updates the parameters."""
+        """Count one micro-batch; the last one of a step clips and updates the parameters.
+
+        Not where loss or gradient is not finite: see `skipped`. Collective at the last one.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        ends = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
+        if ends and self.zero_stage:
+            self._agree_on_skipping(self._engine.get_global_grad_norm())
+
+    @property
+    def skipped(self) -> Tensor:
+        """1 where the last step was skipped for a number that is not finite, else 0.
+
+        A float32 scalar on the device, the same on every rank. Under fp16 only the loss counts,
+        not the overflows for which its loss scaler skips.
+        """
+        return self._skipped
 
     def update_teacher(self, momentum: float) -> None:
-        """Let the module's teacher follow its student, whatever the ZeRO stage did to both."""
+        """Let the module's teacher follow its student, whatever the ZeRO stage did to both.
+
+        After a skipped step neither teacher nor centre moves.
+        """
         if not self.module.loss.uses_teacher:
             return
         teacher, student = self.module.teacher_and_student()
         with self._whole([*teacher, *student], change=True):
-            self.module.update_teacher(momentum)
+            self.module.update_teacher(momentum, skipped=self._skipped)
 
     def gradient_norm(self) -> float:
         """Norm of the last step's whole gradient before clipping."""
@@ -88,6 +121,22 @@ class Engine:
 
     def _clip_and_remember(self) -> None:
         self._norm = nn.utils.clip_grad_norm_(self.module.parameters(), self._clip)
+        self._agree_on_skipping(self._norm)
+        if not self._scaled:
+            # What a GradScaler would set: 1 makes the fused kernels leave weights and moments.
+            self._optimizer.found_inf = self._skipped
+
+    def _agree_on_skipping(self, norm: Tensor | float) -> None:
+        """Note whether any rank lost a number in this step. Collective."""
+        skipped = self._lost.float()
+        self._lost = torch.zeros_like(self._lost)
+        if not self._scaled:
+            norm = torch.as_tensor(norm, device=self.device)
+            # DeepSpeed says -1 for a norm that is no number.
+            skipped = torch.maximum(skipped, (~torch.isfinite(norm) | (norm < 0)).float())
+        if torch.distributed.get_world_size() > 1:
+            torch.distributed.all_reduce(skipped, op=torch.distributed.ReduceOp.MAX)
+        self._skipped = skipped
 
     def whole_parameters(self) -> AbstractContextManager[None]:
         """Inside, the module's parameters are whole on every rank, to be read."""

@@ -1,4 +1,4 @@
-"""Says in words when a run's objective has collapsed, from the records that it logs.
+"""Says in words when a run's objective collapses or its loss spikes, from the records it logs.
 
 Every threshold here is a decision of this project: `docs/method.md` lists the collapse that nobody
 notices as a trap, and `docs/log.md` has the collapsed runs that the advice comes from.
@@ -7,6 +7,8 @@ notices as a trap, and `docs/log.md` has the collapsed runs that the advice come
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,12 +29,17 @@ NEAR_AGREEMENT = 0.01
 # CT, and a run of the demo that recovered had 0.011 at its lowest.
 NEAR_CONSTANT = 2.0**-9
 
+# A loss is a spike above the median of the last so many logged ones plus so many times their median
+# absolute deviation; below so few nothing is said. Of noise with a normal distribution 10 MAD are
+# 6.7 standard deviations, and of a loss that hardly moves a hundredth counts as its deviation.
+SPIKE_WINDOW, SPIKE_LEAST, SPIKE_DEVIATIONS, SPIKE_FLOOR = 20, 10, 10.0, 0.01
+
 Record = Mapping[str, Any]
 Finding = tuple[str, dict[str, Any]]  # what is the matter in words, and the figures behind it
 
 
 class Health:
-    """Judges the records of a run; remembers no more than what it has told."""
+    """Judges the records of a run; remembers what it has told, and the last losses."""
 
     def __init__(self, cfg: PretrainConfig) -> None:
         """Judge records of a run.
@@ -44,10 +51,13 @@ class Health:
         self._most = math.log(cfg.model.prototypes)
         self._checks: dict[str, Callable[[Record], Finding | None]] = {
             "loss_not_finite": self._not_finite,
+            "loss_spike": self._spike,
             "collapsed_to_uniform": self._uniform,
             "collapsed_to_one_answer": self._one_answer,
             "collapsed_features": self._constant_features,
         }
+        self._patience = dict.fromkeys(self._checks, PATIENCE) | {"loss_spike": 1}
+        self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
         self._ill = dict.fromkeys(self._checks, 0)  # records in a row
         self._well = dict.fromkeys(self._checks, 0)
         self._told: set[str] = set()
@@ -55,8 +65,8 @@ class Health:
     def judge(self, record: Record) -> list[Event]:
         """What to tell after one more record of a logged step.
 
-        A state is told once it has lasted `PATIENCE` records, and again only after as many
-        without it.
+        A state is told once it has lasted `PATIENCE` records, a spike at once, and again only
+        after `PATIENCE` records without it.
 
         Args:
             record: As in metrics.jsonl; figures that it lacks are not judged.
@@ -68,7 +78,7 @@ class Health:
             self._well[kind] = 0 if finding else self._well[kind] + 1
             if self._well[kind] == PATIENCE:
                 self._told.discard(kind)
-            if finding and self._ill[kind] >= PATIENCE and kind not in self._told:
+            if finding and self._ill[kind] >= self._patience[kind] and kind not in self._told:
                 self._told.add(kind)
                 line, facts = finding
                 line = f"step {record['step']}: {line}"
@@ -81,14 +91,38 @@ class Health:
         if not broken:
             return None
         line = (
-            f"{' and '.join(broken)}: not a finite number for {PATIENCE} logged steps, so the "
-            f"weights are lost or about to be; resume from a checkpoint before "
-            f"step {record['step']} with a lower optim.base_lr "
+            f"{' and '.join(broken)}: not a finite number for {PATIENCE} logged steps; such "
+            f"steps are skipped, so the run learns nothing; if that goes on, resume from a "
+            f"checkpoint before step {record['step']} with a lower optim.base_lr "
             f"({self._cfg.optim.base_lr:g} now), a longer optim.warmup_steps "
             f"({self._cfg.warmup_steps} now) or engine.precision=float32 "
             f"({self._cfg.engine.precision} now), and look at the intensities in the store"
         )
         return line, {"not_finite": broken}
+
+    def _spike(self, record: Record) -> Finding | None:
+        """Compares with the losses before; a loss that stays is the usual one after a while."""
+        loss = record.get("loss", math.nan)
+        if not math.isfinite(loss):
+            return None
+        before = list(self._losses)
+        self._losses.append(loss)
+        if len(before) < SPIKE_LEAST:
+            return None
+        median = statistics.median(before)
+        spread = statistics.median(abs(value - median) for value in before)
+        limit = median + SPIKE_DEVIATIONS * max(spread, SPIKE_FLOOR * abs(median))
+        if loss <= limit:
+            return None
+        optim = self._cfg.optim
+        line = (
+            f"loss {loss:.4g} is a spike: the last {len(before)} logged ones had the median "
+            f"{median:.4g}, and above {limit:.4g} is far from it; one that passes needs nothing; "
+            f"where they come again, try a lower optim.base_lr ({optim.base_lr:g} now), a lower "
+            f"optim.clip ({optim.clip:g} now) or a longer optim.warmup_steps "
+            f"({self._cfg.warmup_steps} now)"
+        )
+        return line, {"loss": loss, "median": median, "limit": limit}
 
     def _uniform(self, record: Record) -> Finding | None:
         entropy, divergence = record.get("teacher_entropy"), self._divergence(record)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,8 @@ class StepInfo:
         step: Steps done, this one included.
         outputs: The module's terms and monitors, mean over this worker's micro-batches; tensors
             on the device, so that a step that is not logged never waits for it.
+        skipped: 1 where the step changed nothing, because loss or gradient was not finite on some
+            rank; else 0. A tensor on the device too.
         schedule: The scheduled values that the step used.
         step_s: Seconds of the whole step, the wait for data included.
         wait_s: Seconds of it that passed waiting for data.
@@ -31,6 +34,7 @@ class StepInfo:
 
     step: int
     outputs: Batch
+    skipped: Tensor
     schedule: Schedule
     step_s: float
     wait_s: float
@@ -40,6 +44,8 @@ def train_steps(
     engine: Engine, batches: Iterator[Batch], *, cfg: PretrainConfig, start: int = 0
 ) -> Iterator[StepInfo]:
     """Train from step `start` to the end of the run, one optimizer step an item.
+
+    A step that the engine skips counts: its samples are consumed, the schedules move on.
 
     Args:
         engine: Holds the module; its state is that of step `start`.
@@ -60,7 +66,8 @@ def train_steps(
             parts.append({name: value.detach() for name, value in outputs.items()})
         engine.update_teacher(values.teacher_momentum)
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-        yield StepInfo(step + 1, means, values, time.perf_counter() - began, wait_s)
+        took_s = time.perf_counter() - began
+        yield StepInfo(step + 1, means, engine.skipped, values, took_s, wait_s)
 
 
 def mean_over_workers(outputs: Batch) -> dict[str, float]:
@@ -70,6 +77,31 @@ def mean_over_workers(outputs: Batch) -> dict[str, float]:
         torch.distributed.all_reduce(means)
         means /= torch.distributed.get_world_size()
     return dict(zip(outputs, means.tolist(), strict=True))
+
+
+def not_finite_outputs(steps: Sequence[StepInfo]) -> dict[int, dict[int, list[str]]]:
+    """Of skipped steps: step -> rank -> what it lost of its loss and the terms. Collective.
+
+    Waits for the device; every rank gives the same steps.
+    """
+    names = [name for name in steps[0].outputs if name == "loss" or name.startswith("loss_")]
+    values = torch.stack([torch.stack([s.outputs[n].float() for n in names]) for s in steps])
+    lost = (~torch.isfinite(values)).float()
+    everyone = [lost]
+    if torch.distributed.is_initialized():
+        everyone = [torch.empty_like(lost) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(everyone, lost)
+    skipped = torch.stack([info.skipped for info in steps]).tolist()
+    table = torch.stack(everyone, dim=1).bool().tolist()  # steps, ranks, names
+    return {
+        info.step: {
+            rank: list(itertools.compress(names, flags))
+            for rank, flags in enumerate(ranks)
+            if any(flags)
+        }
+        for info, ranks, was in zip(steps, table, skipped, strict=True)
+        if was
+    }
 
 
 @torch.no_grad()

@@ -117,6 +117,7 @@ def summarise(run: Path) -> Record:
         "samples_per_s": sum(r["interval_samples"] for r in trained) / train_s,
         "data_wait_share": sum(r["data_wait_s"] for r in trained) / train_s,
         "peak_memory_bytes": max(r["peak_memory_bytes"] for r in trained),
+        "skipped_steps": sum(r.get("skipped_steps", 0) for r in trained),
         "loss": {"first": trained[0]["loss"], "last": trained[-1]["loss"]},
     }
     held_out = [r["val_reconstruction"] for r in records if "val_reconstruction" in r]

@@ -23,7 +23,8 @@ class Event(NamedTuple):
     """Something a person should read.
 
     Attributes:
-        kind: `stand_in`, `many_stand_ins`, `slow_batch`, or one of `glmae_ray/health.py`.
+        kind: `stand_in`, `many_stand_ins`, `slow_batch`, `skipped_step`, or one of
+            `glmae_ray/health.py`.
         line: It, in one line.
         facts: JSON values for who counts them.
     """

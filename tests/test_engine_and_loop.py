@@ -99,15 +99,18 @@ def runs(tmp_path_factory) -> dict[str, dict[str, list[float]]]:
     cases["bf16"] = ["engine.precision=bf16"]
     cases["bf16, stage 2"] = ["engine.precision=bf16", "engine.zero_stage=2"]
     return {
-        name: _in_own_process(words, tmp_path_factory.mktemp("engine"))
+        name: in_own_process(words, tmp_path_factory.mktemp("engine"))
         for name, words in cases.items()
     }
 
 
-def _in_own_process(words: list[str], folder: Path) -> dict[str, list[float]]:
-    """What rank 0 found, and that the others found the same."""
+def in_own_process(
+    words: list[str], folder: Path, *, function: str = "tests.test_engine_and_loop.train"
+) -> dict[str, Any]:
+    """What a function found on rank 0, and that it found the same on the others."""
+    module, _, name = function.rpartition(".")
     code = (
-        "import json, sys; from tests.test_engine_and_loop import train\n"
+        f"import json, sys; from {module} import {name} as train\n"
         "result = train(json.loads(sys.argv[1]), sys.argv[2])\n"
         "print('RESULT', json.dumps(result), flush=True)\n"
         # Else one may be gone while the other still sends, and gloo ends that process.

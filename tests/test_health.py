@@ -95,6 +95,43 @@ def test_an_event_reaches_the_file_that_the_terminal_follows(tmp_path):
     assert record["kl"] == 0.002
 
 
+# As a run has them: ten logged losses that wobble by a tenth or two.
+CALM = [{"loss": 5 + wobble} for wobble in (0.1, -0.2, 0.0, 0.2, -0.1) * 2]
+
+
+def test_a_loss_far_above_the_last_ones_is_told_at_once_and_once_until_it_is_over():
+    spike, calm = {"loss": 7.0}, {"loss": 5.0}
+    events = told([*CALM, spike, spike, calm, spike, calm, calm, calm, spike])
+    assert [(e.kind, e.facts["step"]) for e in events] == [("loss_spike", 110), ("loss_spike", 180)]
+    line = events[0].line
+    assert line.startswith("step 110: loss 7 is a spike: the last 10 logged ones had the median 5,")
+    assert "try a lower optim.base_lr" in line
+    facts = {"step": 110, "loss": 7.0, "median": 5.0, "limit": 6.0}
+    assert events[0].facts == pytest.approx(facts)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [*CALM[:9], {"loss": 50.0}],  # too little is known
+        [*CALM, {"loss": 5.9}],  # within ten deviations
+        [{"loss": 5.0}] * 10 + [{"loss": 5.4}],  # of a loss that does not move: below a tenth
+        [*CALM, {"loss": math.nan}, {"loss": math.inf}],  # told otherwise
+        [{"loss": 9.0 - 0.1 * step} for step in range(40)],
+    ],
+)
+def test_what_is_no_spike(records):
+    assert told(records) == []
+
+
+def test_a_loss_that_stays_high_is_told_once_and_is_then_the_usual_one():
+    assert [e.facts["step"] for e in told([*CALM, *[{"loss": 7.0}] * 40])] == [110]
+
+
+def test_losses_that_are_no_numbers_do_not_move_the_median():
+    assert len(told([*CALM, {"loss": math.nan}, {"loss": math.inf}, {"loss": 7.0}])) == 1
+
+
 def test_a_uniform_teacher_that_the_student_does_not_yet_copy_is_no_collapse():
     assert told([{"teacher_entropy": LN_K, "kl_gg": 0.001, "kl_gl": 2.1}] * 5) == []
 
@@ -138,9 +175,10 @@ def test_any_record_is_judged_and_no_kind_is_told_more_often_than_it_can_recover
         for event in health.judge({"step": step, **record}):
             steps.setdefault(event.kind, []).append(step)
             assert event.line
-    for told_at in steps.values():
-        assert told_at[0] >= PATIENCE - 1
-        assert all(b - a >= 2 * PATIENCE for a, b in itertools.pairwise(told_at))
+    for kind, told_at in steps.items():
+        patience = 1 if kind == "loss_spike" else PATIENCE
+        assert told_at[0] >= patience - 1
+        assert all(b - a >= PATIENCE + patience for a, b in itertools.pairwise(told_at))
 
 
 @given(

@@ -46,14 +46,16 @@ def test_records_beyond_the_resumed_step_are_lost_work_and_go(tmp_path):
 def test_the_summary_adds_up_all_sittings(tmp_path):
     log = RunLog(tmp_path, step=0, tensorboard=False)
     records = [
-        held_out(0, 0.9), interval(2, first_batch_s=3.0), interval(4), held_out(4, 0.7),
-        interval(6, peak_memory_bytes=7), held_out(6, 0.75),
+        held_out(0, 0.9), interval(2, first_batch_s=3.0), interval(4, skipped_steps=1),
+        held_out(4, 0.7),
+        interval(6, peak_memory_bytes=7, skipped_steps=2), held_out(6, 0.75),
     ]  # fmt: skip
     for record in records:
         log.write(record)
     summary = summarise(tmp_path)
     assert summary == json.loads((tmp_path / "summary.json").read_text())
     assert (summary["steps"], summary["samples"]) == (6, 24)
+    assert summary["skipped_steps"] == 3
     assert summary["wall_s"] == pytest.approx(3 * 4 + 3 * 0.5 + 3.0)
     assert summary["samples_per_s"] == pytest.approx(2.0)
     assert summary["data_wait_share"] == pytest.approx(0.25)

@@ -241,6 +241,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"({summary['samples_per_s']:.1f} samples/s, {summary['data_wait_share']:.0%} of the time "
         f"waiting for data, peak memory {summary['peak_memory_bytes'] / 2**30:.1f} GiB)"
     )
+    if summary["skipped_steps"]:
+        print(f"skipped steps: {summary['skipped_steps']}; see events.jsonl")
     held_out = summary.get("val_reconstruction")
     if held_out:
         print(

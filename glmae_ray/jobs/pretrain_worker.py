@@ -22,11 +22,13 @@ from glmae_ray.loop import (
     StepInfo,
     held_out_reconstruction,
     mean_over_workers,
+    not_finite_outputs,
     train_steps,
 )
 from glmae_ray.models.glmae import GLMAE
 from glmae_ray.pipeline import fixed_batches, rank_batches
-from glmae_ray.samples import sample_maker
+from glmae_ray.samples import SampleMaker, sample_maker
+from glmae_ray.skipped import skipped_step
 from glmae_ray.tracking import Record, RunLog, write_event
 
 
@@ -42,12 +44,13 @@ def train_worker(settings: dict[str, Any]) -> None:
         begin_from_init(module, cfg)
     engine = Engine(module, cfg=cfg, device=device)
     start = checkpoint.resume(engine)
-    sitting = _Sitting(cfg, engine, start=start)
+    maker = sample_maker(cfg, split="train", kinds=cfg.loss.kinds)
+    sitting = _Sitting(cfg, engine, start=start, maker=maker)
     shard = ray.train.get_dataset_shard("train")
     batches = rank_batches(
         shard,
         cfg=cfg,
-        maker=sample_maker(cfg, split="train", kinds=cfg.loss.kinds),
+        maker=maker,
         start=start,
         rank=context.get_world_rank(),
         device=device,
@@ -63,9 +66,11 @@ def train_worker(settings: dict[str, Any]) -> None:
 class _Sitting:
     """One worker's time between a start and an end of the run: what follows each step."""
 
-    def __init__(self, cfg: PretrainConfig, engine: Engine, *, start: int) -> None:
+    def __init__(
+        self, cfg: PretrainConfig, engine: Engine, *, start: int, maker: SampleMaker
+    ) -> None:
         context = ray.train.get_context()
-        self._cfg, self._engine = cfg, engine
+        self._cfg, self._engine, self._maker = cfg, engine, maker
         self._rank, self._workers = context.get_world_rank(), context.get_world_size()
         self._held_out = self._make_held_out()
         self._health = Health(cfg)
@@ -135,8 +140,13 @@ class _Sitting:
 
     def _write_interval(self, info: StepInfo) -> None:
         """One record for the steps since the last: values of the newest step, times of all."""
-        gradient_norm, outputs = self._engine.gradient_norm(), mean_over_workers(info.outputs)
         steps, self._interval = self._interval, []
+        skipped = torch.stack([s.skipped for s in steps]).sum()
+        outputs = mean_over_workers(info.outputs | {"skipped_steps": skipped})
+        gradient_norm = self._engine.gradient_norm()
+        outputs["skipped_steps"] = round(outputs["skipped_steps"])  # every rank has the same
+        if outputs["skipped_steps"]:
+            self._tell_of_skipped(steps)
         if self._log is None:
             return
         interval_s, wait_s = sum(s.step_s for s in steps), sum(s.wait_s for s in steps)
@@ -162,6 +172,13 @@ class _Sitting:
         self._log.write(record)
         for event in self._health.judge(record):
             write_event(Path(self._cfg.run), event, rank=self._rank)
+
+    def _tell_of_skipped(self, steps: list[StepInfo]) -> None:
+        """An event a skipped step. Collective; rank 0 writes."""
+        for step, not_finite in not_finite_outputs(steps).items():
+            if self._rank == 0:
+                event = skipped_step(step, not_finite, cfg=self._cfg, maker=self._maker)
+                write_event(Path(self._cfg.run), event, rank=0)
 
     def _write_aside(self, step: int, began: float, record: Record) -> None:
         """A record of what was done beside training, and how long it took."""

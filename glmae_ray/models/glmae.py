@@ -174,24 +174,33 @@ class GLMAE(nn.Module):
         return terms, monitors
 
     @torch.no_grad()
-    def update_teacher(self, momentum: float) -> None:
+    def update_teacher(self, momentum: float, *, skipped: Tensor | None = None) -> None:
         """Move teacher and centre after an optimizer step.
 
         The centre is a moving average of the teacher's mean output over the whole global batch:
         all ranks and all accumulated forwards of the step, so it does not depend on how the
         batch was divided. A collective call where torch.distributed runs.
+
+        Args:
+            momentum: Share of the teacher that stays.
+            skipped: Scalar on the device; 1: forget the outputs and move nothing. None: 0.
         """
         if not self.loss.uses_teacher:
             return
-        torch._foreach_lerp_(*self.teacher_and_student(), 1 - momentum)
+        if skipped is None:
+            skipped = torch.zeros_like(self.center_started)
+        teacher, student = self.teacher_and_student()
+        # A weight on the device: 0 where the step was skipped, and no look at it.
+        torch._foreach_lerp_(teacher, student, [(1 - skipped) * (1 - momentum)] * len(teacher))
         total = torch.cat([self.teacher_sum, self.teacher_views[None]])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
         # From 0 the centre would lag behind what all outputs share, and a sharp teacher would
         # take that for an answer; so the first step's mean replaces it.
         weight = 1 - self.loss.center_momentum * self.center_started
-        self.center.lerp_(total[:-1] / total[-1], weight)
-        self.center_started.fill_(1)
+        moved = self.center.lerp(total[:-1] / total[-1], weight)
+        self.center.copy_(torch.where(skipped > 0, self.center, moved))  # sums may be NaN
+        self.center_started.copy_(torch.maximum(self.center_started, 1 - skipped))
         self.teacher_sum.zero_()
         self.teacher_views.zero_()
 
