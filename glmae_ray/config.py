@@ -200,6 +200,7 @@ class PretrainConfig(JobConfig):
     validation: ValidationConfig = ValidationConfig()
     log: LogConfig = LogConfig()
     ray: RayConfig = RayConfig()
+    accept_store_change: bool = False  # continue, though the store is no longer what it was
 
     @property
     def lr(self) -> float:

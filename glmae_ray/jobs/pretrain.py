@@ -9,13 +9,20 @@ import subprocess
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from glmae_ray.config import PretrainConfig
 from glmae_ray.errors import UserError
 from glmae_ray.jobs.allotment import Allotment, allot
 from glmae_ray.jobs.machine import PACKAGES
 from glmae_ray.jobs.ray_session import ray_session
+from glmae_ray.jobs.store_changes import (
+    ENVIRONMENT,
+    StoreFacts,
+    accept_change,
+    refusal,
+    store_change,
+)
 from glmae_ray.paths import UNFINISHED, is_url, publish, to_place
 from glmae_ray.store.index import FINGERPRINT_COLUMNS, VolumeIndex
 from glmae_ray.store.selection import columns_to_select, select_cases
@@ -27,23 +34,11 @@ if TYPE_CHECKING:
 
 # What may differ when a run is continued: none of it changes an update, nor a sample but where a
 # case cannot be read. Folders may move; the store is known by its fingerprint.
-_FREE = {"store", "run", "resources", "ray", "save", "log", "pipeline"}
+_FREE = {"store", "run", "resources", "ray", "save", "log", "pipeline", "accept_store_change"}
 _FIRST_FILES = {
-    *("environment.json", f"environment.json{UNFINISHED}", f"config.json{UNFINISHED}"),
+    *(ENVIRONMENT, f"{ENVIRONMENT}{UNFINISHED}", f"config.json{UNFINISHED}"),
     *("init.json", f"init.json{UNFINISHED}"),
 }
-
-
-class StoreFacts(NamedTuple):
-    """What a run must find again when it is continued: its samples follow from it.
-
-    Attributes:
-        store_fingerprint: Of ids, voxels and splits of all cases.
-        selection: Of the cases that `sampling` chooses, their foreground boxes and weights.
-    """
-
-    store_fingerprint: str
-    selection: str
 
 
 def run(cfg: PretrainConfig) -> None:
@@ -143,15 +138,9 @@ def check_run(cfg: PretrainConfig, folder: Path, facts: StoreFacts) -> bool:
             f"resources.workers: {workers}, but the checkpoints of {folder} are ZeRO "
             f"{cfg.engine.zero_stage} shards of {old_workers}; continue with {old_workers}"
         )
-    found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    for name, what in (("store_fingerprint", "fingerprint"), ("selection", "selection of cases")):
-        old, new = found.get(name, ""), getattr(facts, name)
-        if old != new:
-            lines.append(
-                f"store: {cfg.store} has changed since {folder} was started: its {what} was "
-                f"{old[:12]} and is {new[:12]}; name another run"
-            )
-            break  # one follows from the other
+    change = store_change(cfg, folder, facts)
+    if change and not cfg.accept_store_change:
+        lines.append(refusal(change))
     if lines:
         raise UserError(*lines)
     summary = folder / "summary.json"
@@ -172,19 +161,23 @@ def _write_facts(
     cfg: PretrainConfig, folder: Path, store: StoreFacts, loaded: LoadReport | None
 ) -> None:
     """config.json, environment.json and, if it has one, init.json: what runs, on what."""
+    from glmae_ray import checkpoint
+
     folder.mkdir(parents=True, exist_ok=True)
     if loaded is not None:
         from glmae_ray.jobs.starting import keep_report
 
         keep_report(loaded, folder)
+    changes = accept_change(cfg, folder, store, step=lambda: checkpoint.latest_step(folder))
     facts = {
         **store._asdict(),
+        **({"store_changes": changes} if changes else {}),
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "packages": {name: metadata.version(name) for name in PACKAGES},
     }
-    publish(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
+    publish(folder / ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
     text = json.dumps(cfg.model_dump(mode="json"), indent=2)
     publish(folder / "config.json", text + "\n")
 
