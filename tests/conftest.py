@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from glmae_ray.config import PretrainConfig
 from glmae_ray.config_loading import load
+
+# How long an example takes says more of what else a machine does than of the code.
+settings.register_profile("any_machine", deadline=None)
+settings.load_profile("any_machine")
 
 # Unequal sides everywhere: cubes hide mistakes of axis order.
 TINY = [
