@@ -65,7 +65,7 @@ def test_the_text_says_the_same_in_a_hundred_columns(capsys):
         "trained 130,266,112",
         "global 2 160 x 160 x 160 10 x 10 x 10 1000 400 600",
         "local 8 96 x 96 x 96 6 x 6 x 6 216 86 130",
-        "a sample 2.16 TFLOP",
+        "a sample 2.11 TFLOP",
         "memory of each device at a micro-batch of 4, bf16, ZeRO 1",
         "moments 260.53 MB AdamW's two",
     ):
