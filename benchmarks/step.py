@@ -60,7 +60,11 @@ def main() -> None:
         for way in _WAYS:
             options = {"warm_up": warm_up, "steps": steps, "threads": threads, "weigh": not turn}
             runs[way].append(_in_new_process(measure, way, sizes[way], **options))
-    needs = {way.objective: _in_new_process(counted_flops, way, sizes[way]) for way in _WAYS}
+    one_of_each = {way.objective: way for way in _WAYS}
+    needs = {
+        objective: _in_new_process(counted_flops, way, sizes[way])
+        for objective, way in one_of_each.items()
+    }
     rows = [_row(way, sizes[way], needs, runs[way], rates[way.precision]) for way in _WAYS]
     report("step", rows=rows, ratios=_ratios(rows), facts=facts, out=args.out)
 

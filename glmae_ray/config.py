@@ -55,7 +55,7 @@ class ModelConfig(Config):
     head_hidden: PositiveInt
     head_bottleneck: PositiveInt
     prototypes: PositiveInt
-    compile: bool = False  # the blocks with torch.compile; a minute at the start of a run
+    compile: bool = False  # the blocks with torch.compile, each shape when it is first met
     activation_checkpointing: bool = False  # a block's insides again in place of in memory
 
     @model_validator(mode="before")
@@ -222,6 +222,11 @@ class PretrainConfig(JobConfig):
     def accumulation(self) -> int:
         """Forwards of one worker in one optimizer step."""
         return self.global_batch // (self.resources.workers * self.micro_batch)
+
+    def samples_of(self, turn: int, *, rank: int) -> range:
+        """Numbers of the samples in a rank's micro-batch; a step has `accumulation` turns."""
+        first = (turn * self.resources.workers + rank) * self.micro_batch
+        return range(first, first + self.micro_batch)
 
     def rules(self) -> Iterator[Problem]:
         """Geometry, widths, loss weights and the batch have to fit each other."""

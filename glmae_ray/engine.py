@@ -5,8 +5,9 @@ teacher update of 0.4 % rounds to nothing.
 
 A step whose loss or gradient is not finite on any rank is skipped on all, in every ZeRO stage:
 weights, moments, teacher and centre stay as they were. Such a loss makes its whole gradient NaN,
-so that the sum over ranks carries it to all. At stage 0 the device itself skips, as fused AdamW
-can, and nobody waits; from stage 1 on DeepSpeed looks at the norm on the host and skips by itself.
+so that the sum over ranks carries it into the norm that all ranks know. At stage 0 the device
+itself skips, as fused AdamW can, and nobody waits; from stage 1 on DeepSpeed looks at the norm on
+the host and skips by itself.
 """
 
 from __future__ import annotations
@@ -80,20 +81,21 @@ class Engine:
             loss: Scalar. One that overflows may have a finite gradient; it is made NaN.
         """
         finite = torch.isfinite(loss.detach())
-        self._lost = self._lost | ~finite
+        if self._scaled:
+            self._lost = self._lost | ~finite
         self._engine.backward(loss * torch.where(finite, 1.0, torch.nan))
 
     def step(self, *, lr: float) -> None:
         """Count one micro-batch; the last one of a step clips and updates the parameters.
 
-        Not where loss or gradient is not finite: see `skipped`. Collective at the last one.
+        Not where loss or gradient is not finite: see `skipped`.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         ends = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
         if ends and self.zero_stage:
-            self._agree_on_skipping(self._engine.get_global_grad_norm())
+            self._note_skipped(torch.as_tensor(self._engine.get_global_grad_norm()))
 
     @property
     def skipped(self) -> Tensor:
@@ -121,22 +123,21 @@ class Engine:
 
     def _clip_and_remember(self) -> None:
         self._norm = nn.utils.clip_grad_norm_(self.module.parameters(), self._clip)
-        self._agree_on_skipping(self._norm)
+        self._note_skipped(self._norm)
         if not self._scaled:
             # What a GradScaler would set: 1 makes the fused kernels leave weights and moments.
             self._optimizer.found_inf = self._skipped
 
-    def _agree_on_skipping(self, norm: Tensor | float) -> None:
-        """Note whether any rank lost a number in this step. Collective."""
-        skipped = self._lost.float()
-        self._lost = torch.zeros_like(self._lost)
-        if not self._scaled:
-            norm = torch.as_tensor(norm, device=self.device)
-            # DeepSpeed says -1 for a norm that is no number.
-            skipped = torch.maximum(skipped, (~torch.isfinite(norm) | (norm < 0)).float())
-        if torch.distributed.get_world_size() > 1:
+    def _note_skipped(self, norm: Tensor) -> None:
+        """Note whether any rank lost a number in this step; the norm is the same on all."""
+        if self._scaled:
+            # The norm does not tell an overflow from a loss that is no number; ranks have to.
+            skipped, self._lost = self._lost.float(), torch.zeros_like(self._lost)
             torch.distributed.all_reduce(skipped, op=torch.distributed.ReduceOp.MAX)
-        self._skipped = skipped
+        else:
+            # DeepSpeed says -1 for a norm that is no number.
+            skipped = (~torch.isfinite(norm) | (norm < 0)).float()
+        self._skipped = skipped.to(self.device)
 
     def whole_parameters(self) -> AbstractContextManager[None]:
         """Inside, the module's parameters are whole on every rank, to be read."""

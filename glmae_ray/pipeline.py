@@ -91,15 +91,13 @@ def rank_batches(
         collate_fn=_Collate(pin=device.type == "cuda"),
     )
     watch = Watch(maker, pipeline=cfg.pipeline, tell=tell, free=_free_resources)
-    first, stride = start * cfg.global_batch, cfg.resources.workers * cfg.micro_batch
 
     def checked() -> Iterator[Batch]:
-        for turn, (columns, batch) in enumerate(_waited_for(arrived, watch)):
-            begin = first + turn * stride + rank * cfg.micro_batch
-            if columns["number"].tolist() != list(range(begin, begin + cfg.micro_batch)):
-                got = columns["number"].tolist()
-                raise RuntimeError(f"rank {rank} was given {got} in place of {begin}...")
-            yield batch
+        for turn, item in enumerate(_waited_for(arrived, watch), start=start * cfg.accumulation):
+            got, planned = item.columns["number"].tolist(), cfg.samples_of(turn, rank=rank)
+            if got != list(planned):
+                raise RuntimeError(f"rank {rank} was given {got} in place of {planned[0]}...")
+            yield item.batch
 
     return _on_device(checked(), device)
 

@@ -13,10 +13,8 @@ _NAMED = 8  # cases in the line; the event's facts have all of them
 
 def samples_of(step: int, *, rank: int, cfg: PretrainConfig) -> list[int]:
     """Numbers of the samples that a rank consumes in a step, the first of which is step 1."""
-    size, stride = cfg.micro_batch, cfg.resources.workers * cfg.micro_batch
-    first = (step - 1) * cfg.global_batch + rank * size
-    starts = range(first, first + cfg.accumulation * stride, stride)
-    return [number for start in starts for number in range(start, start + size)]
+    turns = range((step - 1) * cfg.accumulation, step * cfg.accumulation)
+    return [number for turn in turns for number in cfg.samples_of(turn, rank=rank)]
 
 
 def skipped_step(

@@ -16,7 +16,7 @@ _SHAPES = 24
 def compile_blocks(module: nn.Module, *, backend: str = "inductor") -> None:
     """Compile every block inside `module`, each shape when it is first met.
 
-    Blocks and not the whole: twelve equal ones share one graph, so a run starts in a minute, and
+    Blocks and not the whole: twelve equal ones share one graph, so there is little to compile, and
     what surrounds them (masks, gathers, the teacher's inference mode) is no work worth fusing.
     Names in the state dict stay as they are. Raises torch's limit of shapes for the process.
 

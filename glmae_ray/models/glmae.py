@@ -107,8 +107,8 @@ class GLMAE(nn.Module):
             z_BKE = self._encode(views[kind], masks)
             cls[kind] = z_BKE[:, 0].unflatten(0, (views[kind].samples, -1))
             if kind in cfg.reconstructed:
-                error = self._reconstruction_error(z_BKE, views[kind], masks)
-                terms[f"r{kind[0]}"] = error.mean()
+                rebuilt = self._rebuild(z_BKE, views[kind], masks)
+                terms[f"r{kind[0]}"] = losses.reconstruction_loss(*rebuilt).mean()
         if cfg.uses_teacher:
             teacher_BVK = self._teach(views["global"], teacher_temperature)
             consistency, monitors = self._consistency(teacher_BVK, cls)
@@ -140,9 +140,10 @@ class GLMAE(nn.Module):
     def _decode(self, z_BKE: Tensor, views: ViewPatches, masks: Masks) -> Tensor:
         return self.decoder(z_BKE, masks=masks, grid=views.grid)
 
-    def _reconstruction_error(self, z_BKE: Tensor, views: ViewPatches, masks: Masks) -> Tensor:
+    def _rebuild(self, z_BKE: Tensor, views: ViewPatches, masks: Masks) -> tuple[Tensor, Tensor]:
+        """What is predicted of the hidden patches, and what is there, both (B, M, P)."""
         target, _ = losses.standardise(views.at(masks.hidden_BM))
-        return losses.reconstruction_loss(self._decode(z_BKE, views, masks), target)
+        return self._decode(z_BKE, views, masks), target
 
     def _teach(self, views: ViewPatches, temperature: float) -> Tensor:
         """Teacher probabilities of the intact global views, (B, V, prototypes)."""
@@ -218,8 +219,7 @@ class GLMAE(nn.Module):
         for kind in self.loss.reconstructed:
             views = self._views(batch, kind)
             masks = self._masks(batch, kind, views)
-            target, _ = losses.standardise(views.at(masks.hidden_BM))
-            predicted = self._decode(self._encode(views, masks), views, masks)
+            predicted, target = self._rebuild(self._encode(views, masks), views, masks)
             error = losses.reconstruction_loss(predicted, target)
             trivial = losses.reconstruction_loss(torch.zeros_like(target), target)
             sums[kind] = torch.stack([error.sum(), trivial.sum(), error.new_tensor(len(error))])
