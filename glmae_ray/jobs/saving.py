@@ -128,8 +128,6 @@ class Saver:
         began = time.perf_counter()
         try:
             checkpoint.write_part(folder, files, rank=self._ranks.rank)
-            if self._ranks.rank == 0:
-                self._tidy()
         except (OSError, UserError) as error:
             checkpoint.remove_part(folder, files)
             line = (
@@ -138,12 +136,18 @@ class Saver:
             )
             self._tell(Event("checkpoint_failed", line, {"step": step, "reason": str(error)}))
         self._written_s = time.perf_counter() - began
+        if self._ranks.rank == 0:
+            self._tidy()
 
     def _tidy(self) -> None:
         """Remove what need not stay; the newest complete one is never among it."""
-        found = checkpoint.complete(self._run)
-        for old in checkpoint.surplus(found, keep=self._cfg.save.keep):
-            checkpoint.remove(old.place)
+        try:
+            found = checkpoint.complete(self._run)
+            for old in checkpoint.surplus(found, keep=self._cfg.save.keep):
+                checkpoint.remove(old.place)
+        except (OSError, UserError) as error:
+            line = f"old checkpoints stay, {error}; the next save tries again"
+            self._tell(Event("checkpoint_stays", line, {"reason": str(error)}))
 
 
 def resume(

@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 
+from glmae_ray import checkpoint
 from glmae_ray.checkpoint import Checkpoint
 from glmae_ray.config import PretrainConfig
 from glmae_ray.engine import Engine
 from glmae_ray.errors import UserError
+from glmae_ray.jobs.hang import HangWatch
 from glmae_ray.jobs.interval import Interval
 from glmae_ray.jobs.meetings import Meetings, Orders
+from glmae_ray.jobs.profiles import PROFILES
 from glmae_ray.jobs.saving import Saver, resume
-from glmae_ray.jobs.sittings import begin_sitting, ledger
+from glmae_ray.jobs.sittings import begin_sitting, ledger, read_sittings
 from glmae_ray.loop import StepInfo, held_out_reconstruction
 from glmae_ray.paths import to_place
 from glmae_ray.pipeline import fixed_batches
@@ -54,6 +57,7 @@ class Sitting:
             self._log = RunLog(self._run, step=self.start, tensorboard=cfg.log.tensorboard)
         self._interval = Interval(cfg, log=self._log)
         self._held_out = self._make_held_out()
+        self._hang = HangWatch(cfg.run, ranks=ranks, limit_s=_hang_s(cfg), tell=self.tell)
         self._gone_back_to: set[str] = set()
 
     def _begin(self, found: Checkpoint | None) -> int:
@@ -61,6 +65,8 @@ class Sitting:
         if self._ranks.rank != 0:
             return self._ranks.told(-1)
         name = found.place.name if found else None
+        for left in checkpoint.unfinished(self._run, before=len(read_sittings(self._run))):
+            checkpoint.remove(left)
         return self._ranks.told(
             begin_sitting(self._run, start=self.start, workers=self._ranks.size, checkpoint=name)
         )
@@ -84,6 +90,7 @@ class Sitting:
         """Do what is due after a step; whether the run goes on. Collective."""
         cfg, step = self._cfg, info.step
         last = step == cfg.steps
+        self._hang.beat(step)
         self._interval.add(info)
         if self._ledger:
             self._ledger(step)
@@ -99,6 +106,7 @@ class Sitting:
         if step % cfg.save.every_steps == 0 or last or orders.save:
             wait = last or orders.leaving or orders.stop is not None
             self._save(step, val_loss=val_loss, wait=wait)
+        self._hang.beat(step)
         return orders.stop is None
 
     def validate(self, *, step: int) -> float | None:
@@ -114,6 +122,7 @@ class Sitting:
 
     def close(self) -> None:
         """End the sitting: what was saved is written. Collective."""
+        self._hang.close()
         self._saver.close()
 
     def _save(self, step: int, *, val_loss: float | None, wait: bool) -> None:
@@ -180,3 +189,7 @@ class Sitting:
         if self._log is not None:
             aside = {"step": step, "samples": step * self._cfg.global_batch} | record
             self._log.write(aside | {"aside_s": time.perf_counter() - began})
+
+
+def _hang_s(cfg: PretrainConfig) -> float:
+    return cfg.resources.hang_s or PROFILES[cfg.resources.profile].hang_s

@@ -1,12 +1,14 @@
 """Every sample once: workers are killed and their number changes, and the plan is still kept.
 
 A model that does nothing but remember what it was shown goes through the pipeline, Ray Train and
-the project's checkpoints. Beside it each worker keeps a ledger of every step that it did, those
-that a kill undid as well.
+the project's checkpoints. Two workers do not divide the three micro-batches of a step: one of them
+repeats one, which must not count. Beside it each worker keeps a ledger of every step that it did,
+those that a kill undid as well.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -15,21 +17,23 @@ import os
 import random
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
-import ray.data
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
 from glmae_ray import checkpoint
 from glmae_ray.config import PretrainConfig
+from glmae_ray.jobs.saving import Saver, resume
+from glmae_ray.jobs.sittings import begin_sitting, last_start
 from glmae_ray.models.masking import draw_masks
-from glmae_ray.pipeline import rank_batches, train_dataset
+from glmae_ray.pipeline import PlannedDataConfig, PlannedShards, rank_batches
+from glmae_ray.ranks import Ranks
 from glmae_ray.samples import SampleMaker, sample_maker
 from tests.conftest import tiny_config
 
@@ -106,8 +110,8 @@ def check_that_every_sample_is_seen_once(
     run = folder / "run"
     for workers, life in itertools.groupby(attempts, key=lambda attempt: attempt.workers):
         words = (f"store={store}", f"run={run}", f"steps={steps}", f"global_batch={BATCH}")
-        cfg = tiny_config(*words, f"resources.workers={workers}", "save.every_steps=2")
-        train(cfg, attempts, failures=[attempt.kill is not None for attempt in life])
+        cfg = tiny_config(*words, "resources.workers=[1,3]", "save.every_steps=2")
+        train(cfg, attempts, workers, failures=[attempt.kill is not None for attempt in life])
     expected = made_in_process(cfg)
     assert len(set(expected)) == steps * BATCH  # a digest names one sample
     plan = [sorted(expected[step * BATCH :][:BATCH]) for step in range(steps)]
@@ -120,24 +124,24 @@ def check_that_every_sample_is_seen_once(
     assert remembered(run) == plan
 
 
-def train(cfg: PretrainConfig, attempts: list[Attempt], *, failures: list[bool]) -> None:
+def train(
+    cfg: PretrainConfig, attempts: list[Attempt], workers: int, *, failures: list[bool]
+) -> None:
     """Run one trainer: as many lives of its worker group as there are entries in `failures`."""
+    shards = PlannedShards(maker_of(cfg), cfg, functools.partial(last_start, Path(cfg.run)))
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"cfg": cfg.model_dump(mode="json"), "attempts": attempts},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=cfg.resources.workers, resources_per_worker={"CPU": 0.5}
+            num_workers=workers, resources_per_worker={"CPU": 0.5}
         ),
         run_config=ray.train.RunConfig(
             storage_path=cfg.run,
-            name=checkpoint.FOLDER,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            name="ray",
             failure_config=ray.train.FailureConfig(max_failures=len(failures) - 1),
         ),
-        datasets={"train": remaining_samples(cfg)},
-        dataset_config=ray.train.DataConfig(
-            execution_options=ray.data.ExecutionOptions(preserve_order=True)
-        ),
+        datasets={"train": lambda: shards},
+        dataset_config=PlannedDataConfig(),
     )
     if all(failures):
         with pytest.raises(ray.train.TrainingFailedError, match="its worker process has died"):
@@ -148,30 +152,37 @@ def train(cfg: PretrainConfig, attempts: list[Attempt], *, failures: list[bool])
 
 def train_loop(settings: dict[str, Any]) -> None:
     """What each worker does; it dies where its attempt's kill says."""
-    cfg = PretrainConfig.model_validate(settings["cfg"])
-    rank, memory = ray.train.get_context().get_world_rank(), Memory()
-    start = checkpoint.resume(memory)
-    number = number_of_this_attempt(Path(cfg.run), rank)
+    context = ray.train.get_context()
+    cfg = PretrainConfig.model_validate(settings["cfg"]).on(context.get_world_size())
+    run, rank, memory = Path(cfg.run), context.get_world_rank(), Memory()
+    ranks = Ranks.join(local_rank=context.get_local_rank(), timeout_s=60)
+    found = resume(memory, run, ranks=ranks, tell=print)
+    start = found.step if found else 0
+    facts = {"start": start, "workers": ranks.size, "checkpoint": None}
+    number = ranks.told(begin_sitting(run, **facts) if rank == 0 else -1)
+    saver = Saver(run, cfg=cfg, ranks=ranks, sitting=number, tell=print)
     attempt = Attempt(*settings["attempts"][number])
 
     def perhaps_die(step: int, moment: Moment) -> None:
         if attempt.kill == (step, rank, moment):
-            (Path(cfg.run) / f"killed-{number}").touch()
+            (run / f"killed-{number}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
     batches = batches_through_ray(cfg, start=start, rank=rank)
-    with ledger(Path(cfg.run), number, rank).open("w", buffering=1) as file:
+    with ledger(run, number, rank).open("w", buffering=1) as file:
         for step in range(start, cfg.steps):
-            samples = [
-                name for _ in range(cfg.accumulation) for name in digests(next(batches), cfg)
-            ]
+            samples = []
+            for turn in range(step * cfg.accumulation, (step + 1) * cfg.accumulation):
+                shown = digests(next(batches), cfg)
+                samples += shown if cfg.weight_of(turn, rank=rank) else []
             perhaps_die(step, "taken")
             memory.shown[step] = samples
             print(json.dumps(Line(number, attempt.workers, rank, step, samples)), file=file)
             perhaps_die(step, "recorded")
             if (step + 1) % cfg.save.every_steps == 0 or step + 1 == cfg.steps:
-                checkpoint.save(memory, state={"step": step + 1})
+                saver.save(memory, state={"step": step + 1})
             perhaps_die(step, "saved")
+    saver.close()
 
 
 class Memory:
@@ -180,10 +191,10 @@ class Memory:
     def __init__(self) -> None:
         self.shown: dict[int, list[str]] = {}
 
-    def save(self, folder: Path) -> None:
-        """Every rank writes what it knows; Ray Train puts the parts together."""
+    def snapshot(self) -> dict[str, bytes]:
+        """Every rank hands over what it knows."""
         rank = ray.train.get_context().get_world_rank()
-        (folder / f"shown-{rank}.json").write_text(json.dumps(self.shown))
+        return {f"shown-{rank}.json": json.dumps(self.shown).encode()}
 
     def load(self, folder: Path) -> None:
         """Rank 0 takes over what all ranks knew, however many they were."""
@@ -201,17 +212,8 @@ def read_memory(folder: Path) -> dict[int, list[str]]:
 
 def remembered(run: Path) -> list[list[str]]:
     """The samples of each step that led to the last checkpoint."""
-    newest = ray.train.Result.from_path(run / checkpoint.FOLDER).checkpoint
-    with newest.as_directory() as folder:
-        return [sorted(samples) for _, samples in sorted(read_memory(Path(folder)).items())]
-
-
-def number_of_this_attempt(run: Path, rank: int) -> int:
-    """Rank 0 counts the ledgers that its predecessors left, and tells the others."""
-    count = [len(list(run.glob("ledger-*-0.jsonl"))) if rank == 0 else None]
-    torch.distributed.broadcast_object_list(count, src=0)
-    assert count[0] is not None
-    return count[0]
+    folder = Path(checkpoint.complete(run)[0].place)
+    return [sorted(samples) for _, samples in sorted(read_memory(folder).items())]
 
 
 def ledger(run: Path, attempt: int, rank: int) -> Path:
@@ -236,12 +238,6 @@ def surviving_history(lines: list[Line]) -> list[list[str]]:
 
 
 # From here on: all that this module knows of the pipeline.
-
-
-def remaining_samples(cfg: PretrainConfig) -> Callable[[], ray.data.Dataset]:
-    """What Ray Train calls at every start of a worker group."""
-    maker = maker_of(cfg)
-    return lambda: train_dataset(maker, cfg=cfg, start=checkpoint.latest_step(Path(cfg.run)))
 
 
 def batches_through_ray(
