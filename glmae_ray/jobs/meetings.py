@@ -12,6 +12,7 @@ from typing import NamedTuple
 import ray.train
 
 from glmae_ray.config import PretrainConfig
+from glmae_ray.jobs.growing import save_done, save_wanted
 from glmae_ray.jobs.stopping import stop_requested
 from glmae_ray.ranks import Ranks
 
@@ -25,7 +26,8 @@ class Orders(NamedTuple):
     Attributes:
         next_meeting: Step after which they meet again.
         save: Whether they save now.
-        leaving: Whether nodes go away, which is why they save; the write is waited for.
+        leaving: Whether they are about to be ended, which is why they save; the write is waited
+            for.
         stop: Name of the signal for which they save and end; None: they go on.
     """
 
@@ -55,35 +57,43 @@ class Meetings:
         """Take note of a checkpoint, and how long it took until it was written."""
         self._saved, self._save_s = time.monotonic(), took_s
 
+    def saved_and_waited(self) -> None:
+        """Let those go on who wait for a checkpoint."""
+        if self._ranks.rank == 0:
+            save_done(self._cfg.run)
+
     def after(self, step: int) -> Orders | None:
         """Meet if it is time; what to do. Collective."""
         if step < self._next:
             return None
-        leaving = ray.train.get_preemption_info()
-        orders = self._orders(step, leaving) if self._ranks.rank == 0 else None
+        notice = ray.train.get_preemption_info()
+        orders = self._orders(step, notice) if self._ranks.rank == 0 else None
         told = self._ranks.told(orders)
         assert told is not None
         self._next = told.next_meeting
         return told
 
-    def _orders(self, step: int, leaving: ray.train.PreemptionInfo | None) -> Orders:
+    def _orders(self, step: int, notice: ray.train.PreemptionInfo | None) -> Orders:
         now = time.monotonic()
         step_s = (now - self._met) / (step - self._met_step)
         self._met_step, self._met = step, now
         steps = max(1, int(_EVERY_S / max(step_s, 1e-3)))
-        stop = stop_requested(self._cfg.run)
-        late = leaving is not None and self._is_late(leaving, wait_s=max(_EVERY_S, step_s))
+        stop, resize = stop_requested(self._cfg.run), save_wanted(self._cfg.run)
+        late = notice is not None and self._is_late(notice, wait_s=max(_EVERY_S, step_s))
         minutes = self._cfg.save.every_minutes
         due = minutes is not None and now - self._saved >= 60 * minutes
-        return Orders(step + steps, save=late or due or stop is not None, leaving=late, stop=stop)
+        leaves = late or resize
+        return Orders(
+            step + steps, save=leaves or due or stop is not None, leaving=leaves, stop=stop
+        )
 
-    def _is_late(self, leaving: ray.train.PreemptionInfo, *, wait_s: float) -> bool:
+    def _is_late(self, notice: ray.train.PreemptionInfo, *, wait_s: float) -> bool:
         """Whether it is time to save before nodes go away: as late as it is safe, and once."""
-        nodes = set(leaving.preempted_node_ids)
+        nodes = set(notice.preempted_node_ids)
         if nodes <= self._left:
             return False
-        if leaving.deadline_ms is not None:
-            left_s = leaving.deadline_ms / 1000 - time.time()
+        if notice.deadline_ms is not None:
+            left_s = notice.deadline_ms / 1000 - time.time()
             # The next meeting would be too late.
             if left_s > 2 * wait_s + 2 * self._save_s + _MARGIN_S:
                 return False

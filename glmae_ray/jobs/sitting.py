@@ -136,6 +136,8 @@ class Sitting:
         saved = self._saver.save(self._engine, state=state, wait=wait)
         self._meetings.saved(took_s=saved.held_s + saved.written_s)
         self._write_aside(step, began, {"save_s": saved.held_s})
+        if wait:
+            self._meetings.saved_and_waited()
 
     def _go_back(self, step: int) -> None:
         """Take the weights of the last good checkpoint, and go on behind the samples so far."""

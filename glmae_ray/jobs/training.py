@@ -12,6 +12,7 @@ from ray.train.torch import TorchTrainer
 
 from glmae_ray.config import PretrainConfig
 from glmae_ray.jobs.allotment import Allotment
+from glmae_ray.jobs.growing import SaveBeforeResize
 from glmae_ray.jobs.pretrain_worker import train_worker
 from glmae_ray.jobs.profiles import PROFILES, Profile
 from glmae_ray.jobs.sittings import last_start
@@ -43,7 +44,10 @@ def train(cfg: PretrainConfig, allotment: Allotment) -> None:
         train_loop_config=cfg.model_dump(mode="json"),
         scaling_config=_scaling(cfg, allotment, profile),
         run_config=ray.train.RunConfig(
-            name=_NAME, failure_config=_failures(cfg, profile), **_storage(cfg)
+            name=_NAME,
+            failure_config=_failures(cfg, profile),
+            callbacks=[SaveBeforeResize(cfg.run)],
+            **_storage(cfg),
         ),
         datasets={"train": lambda: shards},
         dataset_config=PlannedDataConfig(),
