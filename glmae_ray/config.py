@@ -251,6 +251,9 @@ class PretrainConfig(JobConfig):
             if self.engine.micro_batch:
                 parts += f" times engine.micro_batch {micro}"
             yield Problem(fields, f"global_batch: {self.global_batch} is not a multiple of {parts}")
+        if self.log.samples and "://" in self.run:
+            line = "log.samples: needs a local or shared run folder, which can be appended to"
+            yield Problem(("log.samples", "run"), line)
         if self.optim.warmup_steps is not None and self.optim.warmup_steps > self.steps:
             line = f"optim.warmup_steps: {self.optim.warmup_steps} is more than steps {self.steps}"
             yield Problem(("optim.warmup_steps", "steps"), line)

@@ -42,7 +42,7 @@ def allot(cfg: PretrainConfig, nodes: Sequence[Node]) -> Allotment:
     Raises:
         UserError: It can never give what the run asks for.
     """
-    cfg = cfg.on(cfg.resources.least)
+    most, cfg = cfg.resources.most, cfg.on(cfg.resources.least)
     cpus, gpus, workers = _sum(nodes, "CPU"), _sum(nodes, "GPU"), cfg.workers
     gpu = gpus > 0 if cfg.resources.gpu is None else cfg.resources.gpu
     waits = cfg.resources.autoscales
@@ -60,7 +60,20 @@ def allot(cfg: PretrainConfig, nodes: Sequence[Node]) -> Allotment:
     places = sum(_places(node, cfg) for node in chosen)
     cpus_left = max(cpus_per_maker(cfg), min(left, places * cpus_per_maker(cfg)))
     plan = budget(cfg, cpus=cpus_left + workers * each, cpus_per_worker=each)
-    return Allotment(gpu, each, plan, tuple(_warnings(plan, nodes)))
+    lines = [*_crowding(cfg, most, each, cpus), *_warnings(plan, nodes)]
+    return Allotment(gpu, each, plan, tuple(lines))
+
+
+def _crowding(cfg: PretrainConfig, most: int, each: float, cpus: float) -> list[str]:
+    """Whether workers of a range could take every CPU: Ray gives those it has to them first."""
+    workers, maker = min(most, int(cpus / each)), cpus_per_maker(cfg)
+    if workers <= cfg.workers or cpus - workers * each >= maker:
+        return []
+    return [
+        f"resources.workers: {workers} at {each:g} CPU each leave no {maker:g} CPU of "
+        f"{cpus:g} to make their views, and would wait for them; lower the most, or "
+        "resources.cpus_per_worker"
+    ]
 
 
 def _places(node: Node, cfg: PretrainConfig) -> int:
