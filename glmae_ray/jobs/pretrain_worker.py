@@ -12,6 +12,7 @@ import torch
 from glmae_ray.config import PretrainConfig
 from glmae_ray.encoder_out import export_encoder
 from glmae_ray.engine import Engine
+from glmae_ray.errors import UserError
 from glmae_ray.jobs.sitting import Sitting
 from glmae_ray.jobs.starting import begin_from_init
 from glmae_ray.loop import train_steps
@@ -24,8 +25,21 @@ from glmae_ray.samples import sample_maker
 _PATIENCE_S = 600.0  # with a worker that does not come to a meeting
 
 
-def train_worker(settings: dict[str, Any]) -> None:
-    """Run one worker of a pre-training run to its end; Ray Train's `train_loop_per_worker`."""
+def train_worker(settings: dict[str, Any]) -> tuple[str, ...]:
+    """Run one worker of a pre-training run to its end; Ray Train's `train_loop_per_worker`.
+
+    Returns:
+        The lines of a UserError, which every worker meets alike and another try would not change;
+        none where all went well.
+    """
+    try:
+        _train(settings)
+    except UserError as error:
+        return error.lines
+    return ()
+
+
+def _train(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     cfg = PretrainConfig.model_validate(settings).on(workers)

@@ -11,6 +11,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from glmae_ray.config import PretrainConfig
+from glmae_ray.errors import UserError
 from glmae_ray.jobs.allotment import Allotment
 from glmae_ray.jobs.growing import SaveBeforeResize
 from glmae_ray.jobs.pretrain_worker import train_worker
@@ -33,6 +34,7 @@ def train(cfg: PretrainConfig, allotment: Allotment) -> None:
 
     Raises:
         StoppedError: A signal came, the workers saved their state and ended.
+        UserError: What stands in the way is for the user to put right.
         TrainingError: They failed more often than the profile allows.
     """
     maker = sample_maker(cfg, split="train", kinds=cfg.loss.kinds)
@@ -52,10 +54,14 @@ def train(cfg: PretrainConfig, allotment: Allotment) -> None:
         datasets={"train": lambda: shards},
         dataset_config=PlannedDataConfig(),
     )
+    results: list[ray.train.Result] = []
     try:
-        fit_or_stop(trainer.fit, run=cfg.run)
+        fit_or_stop(lambda: results.append(trainer.fit()), run=cfg.run)
     except ray.train.TrainingFailedError as error:
         raise TrainingError(_reason(error)) from error
+    finally:
+        if results and (lines := results[0].return_value):
+            raise UserError(*lines)
 
 
 def _scaling(
