@@ -192,7 +192,8 @@ class Memory:
         self.shown: dict[int, list[str]] = {}
 
     def snapshot(self) -> dict[str, bytes]:
-        """Every rank hands over what it knows."""
+        """Every rank hands over what it knows, once all have come, as DeepSpeed does it."""
+        torch.distributed.barrier()
         rank = ray.train.get_context().get_world_rank()
         return {f"shown-{rank}.json": json.dumps(self.shown).encode()}
 
