@@ -4,19 +4,40 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
 
 from glmae_ray.config_base import Config
 
+_Count = TypeAdapter(PositiveInt)
 
-def _least_first(workers: Any) -> Any:
-    if isinstance(workers, tuple) and workers[0] > workers[1]:
-        raise ValueError(f"{workers[0]} has to be at most {workers[1]}")
-    return workers
+
+def _one_or_a_range(given: Any) -> int | tuple[int, int]:
+    """Says in one line what is wrong: the union would in two, one for each kind."""
+    parts = given if isinstance(given, list | tuple) else [given]
+    try:
+        numbers = [_Count.validate_python(part) for part in parts]
+    except ValidationError:
+        numbers = []
+    if len(numbers) == 1 and parts is not given:
+        return numbers[0]
+    if len(numbers) != 2:
+        raise PydanticCustomError("workers", "it has to be a number from 1 on, or [least, most]")
+    least, most = numbers
+    if least > most:
+        raise PydanticCustomError("workers", "the least come first, then the most")
+    return least, most
 
 
 # A number, or the least and the most between which a run follows what the cluster has.
-Workers = Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], AfterValidator(_least_first)]
+Workers = Annotated[int | tuple[int, int], BeforeValidator(_one_or_a_range)]
 
 
 class ResourcesConfig(Config):
