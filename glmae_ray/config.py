@@ -244,19 +244,26 @@ class PretrainConfig(JobConfig):
         if not self.loss.kinds:
             names = ("loss.w_rl", "loss.w_rg", "loss.w_gg", "loss.w_gl")
             yield Problem(names, "loss: every weight is 0; at least one term has to be on")
-        workers, micro = self.workers, self.engine.micro_batch or 1
-        if self.global_batch % (workers * micro):
-            fields = ("global_batch", "resources.workers", "engine.micro_batch")
-            parts = f"resources.workers {workers}"
-            if self.engine.micro_batch:
-                parts += f" times engine.micro_batch {micro}"
-            yield Problem(fields, f"global_batch: {self.global_batch} is not a multiple of {parts}")
+        yield from self._batch_rules()
         if self.log.samples and "://" in self.run:
             line = "log.samples: needs a local or shared run folder, which can be appended to"
             yield Problem(("log.samples", "run"), line)
         if self.optim.warmup_steps is not None and self.optim.warmup_steps > self.steps:
             line = f"optim.warmup_steps: {self.optim.warmup_steps} is more than steps {self.steps}"
             yield Problem(("optim.warmup_steps", "steps"), line)
+
+    def _batch_rules(self) -> Iterator[Problem]:
+        batch, workers, micro = self.global_batch, self.workers, self.engine.micro_batch
+        fields = ("global_batch", "resources.workers", "engine.micro_batch")
+        if micro is None and batch % workers:
+            line = f"global_batch: {batch} is not a multiple of resources.workers {workers}"
+            yield Problem(fields, f"{line}; with engine.micro_batch it need not be")
+        elif micro is not None and batch % micro:
+            line = f"global_batch: {batch} is not a multiple of engine.micro_batch {micro}"
+            yield Problem(fields, line)
+        elif micro is not None and batch < workers * micro:
+            product = f"resources.workers {workers} times engine.micro_batch {micro}"
+            yield Problem(fields, f"global_batch: {batch} is less than {product}")
 
     def _view_rules(self) -> Iterator[Problem]:
         patch = self.model.patch

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from glmae_ray.cli import VERBS, main
 from glmae_ray.config import PRESETS, LossConfig, PretrainConfig
@@ -67,7 +69,14 @@ def test_missing_fields_are_named_and_the_rules_between_the_others_speak():
     ("word", "line"),
     [
         ("resources.workers=3", "global_batch: 8 is not a multiple of resources.workers 3"),
-        ("engine.micro_batch=3", "times engine.micro_batch 3"),
+        ("engine.micro_batch=3", "global_batch: 8 is not a multiple of engine.micro_batch 3"),
+        ("resources.workers=[2,3]", "global_batch: 8 is not a multiple of resources.workers 3"),
+        ("resources.workers=[3,1]", "resources.workers: [3, 1] is wrong: the least come first"),
+        ("resources.workers=0", "resources.workers: 0 is wrong: it has to be a number from 1 on"),
+        ("resources.workers=many", "resources.workers: 'many' is wrong: it has to be a number"),
+        ("resources.workers=[1,2,3]", "resources.workers: [1, 2, 3] is wrong: it has to be a"),
+        ("resources.workers=[0,2]", "resources.workers: [0, 2] is wrong: it has to be a number"),
+        ("resources.workers={least: 1}", "resources.workers: {'least': 1} is wrong: it has to"),
         ("views.local_size=16", "holds one patch"),
         ("loss={w_rl: 0, w_rg: 0, w_gg: 0, w_gl: 0}", "every weight is 0"),
         ("optim.warmup_steps=11", "is more than steps 10"),
@@ -80,6 +89,11 @@ def test_fields_that_do_not_fit_each_other_are_one_clear_line(word, line):
     lines = mistakes(word)
     assert len(lines) == 1
     assert line in lines[0]
+
+
+def test_fewer_micro_batches_than_workers_are_one_clear_line():
+    (line,) = mistakes("resources.workers=[1,9]", "engine.micro_batch=1")
+    assert line == "global_batch: 8 is less than resources.workers 9 times engine.micro_batch 1"
 
 
 def test_a_config_file_that_cannot_be_read_is_named(tmp_path):
@@ -111,6 +125,50 @@ def test_batch_arithmetic_follows_from_the_global_batch():
     assert tiny_config("global_batch=24", "resources.workers=3").micro_batch == 8
     assert tiny_config("global_batch=512").lr == pytest.approx(2 * 1.5e-4)
     assert tiny_config("steps=1600").warmup_steps == 40
+
+
+def test_a_range_of_workers_is_the_least_and_the_most():
+    cfg = tiny_config("resources.workers=[1,3]", "global_batch=6")
+    assert cfg.resources.workers == (1, 3)
+    assert (cfg.resources.least, cfg.resources.most, cfg.workers) == (1, 3, 3)
+    assert PretrainConfig.model_validate_json(cfg.model_dump_json()) == cfg
+    assert tiny_config("resources.workers=03", "global_batch=6").resources.workers == 3
+
+
+@st.composite
+def batches(draw) -> tuple[PretrainConfig, int]:
+    """A run that states its micro-batch, or leaves it to the most of its workers; and a step."""
+    micro, most = draw(st.integers(1, 5)), draw(st.integers(1, 9))
+    states_micro = draw(st.booleans())
+    turns = draw(st.integers(most, 30)) if states_micro else most * draw(st.integers(1, 4))
+    words = [f"global_batch={turns * micro}", f"resources.workers=[1,{most}]"]
+    cfg = tiny_config(*words, *([f"engine.micro_batch={micro}"] if states_micro else []))
+    return cfg.on(draw(st.integers(1, most))), draw(st.integers(0, 1000))
+
+
+@given(batches())
+def test_every_sample_of_a_step_counts_once_on_any_number_of_workers(drawn):
+    cfg, step = drawn
+    turns = range(step * cfg.accumulation, (step + 1) * cfg.accumulation)
+    everyone = [(rank, turn) for rank in range(cfg.workers) for turn in turns]
+    weights = [cfg.weight_of(turn, rank=rank) for rank, turn in everyone]
+    of_step = range(step * cfg.global_batch, (step + 1) * cfg.global_batch)
+    made = [cfg.samples_of(turn, rank=rank) for rank, turn in everyone]
+    assert all(len(samples) == cfg.micro_batch and set(samples) <= set(of_step) for samples in made)
+    counted = [n for samples, weight in zip(made, weights, strict=True) if weight for n in samples]
+    assert sorted(counted) == list(of_step)
+    assert len(set(weights) - {0.0}) == 1  # each sample counts alike
+    assert sum(weights) / len(weights) == pytest.approx(1)
+
+
+@given(batches())
+def test_what_one_worker_computes_at_a_time_stays_where_workers_come_and_go(drawn):
+    cfg, _ = drawn
+    alone = cfg.on(1)
+    assert alone.micro_batch == cfg.micro_batch
+    assert (alone.turns, alone.accumulation) == (cfg.turns, cfg.turns)
+    # As in a checkpoint of that many workers.
+    assert PretrainConfig.model_validate(cfg.model_dump(mode="json")) == cfg
 
 
 def test_an_ablation_uses_only_what_its_weights_ask_for():
