@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,22 +74,23 @@ def write_part(folder: Place, files: Mapping[str, bytes], *, rank: int) -> None:
 
 
 def remove_part(folder: Place, files: Mapping[str, bytes]) -> None:
-    """Free what a rank has written of a checkpoint that will not be complete."""
+    """Free what a rank has written of a checkpoint that will not be complete, where it can be."""
     if isinstance(folder, Path):
-        for name in files:
-            for path in (folder / name).parent.glob(f"{Path(name).name}*"):
-                path.unlink(missing_ok=True)
+        with suppress(OSError):  # the disk may be gone; at its next start the run tries again
+            for name in files:
+                for path in (folder / name).parent.glob(f"{Path(name).name}*"):
+                    path.unlink(missing_ok=True)
 
 
 def complete(run: Place) -> list[Checkpoint]:
-    """The complete checkpoints of a run, newest first."""
+    """The complete checkpoints of a run, newest first; `contents` finds those that are damaged."""
     found = []
     for name in sorted(_folders(run), key=_order, reverse=True):
         place = run / FOLDER / name
         raw = read_file(place / STATE)
         if raw is None:
             continue
-        state = json.loads(raw)
+        state = _read_state(raw, name)
         if {_part(rank) for rank in range(state["parts"])} <= names_in(place):
             found.append(Checkpoint(place, state))
     return found
@@ -106,10 +109,7 @@ def contents(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
         CorruptError: One is missing, or is another.
     """
     for rank in range(checkpoint.state["parts"]):
-        part = read_file(checkpoint.place / _part(rank))
-        if part is None:
-            raise CorruptError(f"{checkpoint.place / _part(rank)} is missing")
-        for name, facts in json.loads(part)["files"].items():
+        for name, facts in _read_part(checkpoint.place / _part(rank)).items():
             data, path = read_file(checkpoint.place / name), checkpoint.place / name
             if data is None:
                 raise CorruptError(f"{path} is missing")
@@ -127,8 +127,8 @@ def surplus(found: list[Checkpoint], *, keep: int) -> list[Checkpoint]:
         found: All of a run, newest first.
         keep: How many of the last stay.
     """
-    judged = [c for c in found if c.state.get("val_loss") is not None]
-    best = min(judged, key=lambda c: c.state["val_loss"], default=None)
+    judged = [c for c in found if math.isfinite(_val_loss(c))]
+    best = min(judged, key=_val_loss, default=None)
     return [c for c in found[keep:] if c is not best]
 
 
@@ -153,6 +153,32 @@ def _order(name: str) -> tuple[int, int]:
     match = _NAME.fullmatch(name)
     assert match is not None
     return int(match[1]), int(match[2])
+
+
+def _read_state(raw: bytes, name: str) -> dict[str, Any]:
+    """What a state.json says; of one that is damaged, what the name of its folder does."""
+    with suppress(ValueError, TypeError, KeyError):
+        state = json.loads(raw)
+        return state | {"step": int(state["step"]), "parts": int(state["parts"])}
+    return {"step": _order(name)[0], "parts": 1}
+
+
+def _read_part(place: Place) -> dict[str, dict[str, Any]]:
+    """The files that a rank lists, by name."""
+    raw = read_file(place)
+    if raw is None:
+        raise CorruptError(f"{place} is missing")
+    try:
+        files = json.loads(raw)["files"]
+        return {name: {"bytes": f["bytes"], "sha256": f["sha256"]} for name, f in files.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise CorruptError(f"{place} does not hold what was written") from None
+
+
+def _val_loss(checkpoint: Checkpoint) -> float:
+    """Held-out loss; not a number where none was measured."""
+    found = checkpoint.state.get("val_loss")
+    return math.nan if found is None else float(found)
 
 
 def _part(rank: int) -> str:

@@ -67,7 +67,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._written_s = 0.0
-        self._last = -1
+        self._failed: Place | None = None  # what this rank could not write
 
     def save(self, engine: Engine, *, state: dict[str, Any], wait: bool = False) -> Saved:
         """Take a snapshot and have it written. Collective.
@@ -81,22 +81,16 @@ class Saver:
             wait: Until every rank's part is written.
         """
         began = time.perf_counter()
-        self.wait()
+        self._settle()
         files = {**engine.snapshot(), f"rng-{self._ranks.rank}.pt": _random_state()}
         if self._ranks.rank == 0:
             files[checkpoint.STATE] = json.dumps(self._facts() | state, indent=1).encode()
-        step = self._last = int(state["step"])
+        step = int(state["step"])
         folder = checkpoint.folder_of(self._run, step=step, sitting=self._sitting)
         self._writing = self._thread.submit(self._write, folder, files, step)
         if wait or not self._cfg.save.background:
-            self.wait()
-            self._ranks.each(None)
+            self._settle()
         return Saved(time.perf_counter() - began, self._written_s)
-
-    @property
-    def last_step(self) -> int:
-        """Of the last snapshot; -1 before the first."""
-        return self._last
 
     def wait(self) -> None:
         """Until this rank's last snapshot is written, or could not be."""
@@ -106,11 +100,18 @@ class Saver:
 
     def close(self) -> None:
         """Wait, and leave what has to stay. Collective."""
-        self.wait()
-        self._ranks.each(None)
+        self._settle()
         if self._ranks.rank == 0:
             self._tidy()
         self._thread.shutdown()
+
+    def _settle(self) -> None:
+        """Wait until no rank writes; what only some could write is removed. Collective."""
+        self.wait()
+        failed = [place for place in self._ranks.each(self._failed) if place is not None]
+        self._failed = None
+        if failed and self._ranks.rank == 0:
+            self._tidy(failed[0])
 
     def _facts(self) -> dict[str, Any]:
         cfg = self._cfg
@@ -129,6 +130,7 @@ class Saver:
         try:
             checkpoint.write_part(folder, files, rank=self._ranks.rank)
         except (OSError, UserError) as error:
+            self._failed = folder
             checkpoint.remove_part(folder, files)
             line = (
                 f"step {step}: no checkpoint, {error}; training goes on, and the checkpoints "
@@ -139,9 +141,15 @@ class Saver:
         if self._ranks.rank == 0:
             self._tidy()
 
-    def _tidy(self) -> None:
-        """Remove what need not stay; the newest complete one is never among it."""
+    def _tidy(self, failed: Place | None = None) -> None:
+        """Remove what need not stay; the newest complete one is never among it.
+
+        Args:
+            failed: A folder that will not be complete.
+        """
         try:
+            if failed is not None:
+                checkpoint.remove(failed)
             found = checkpoint.complete(self._run)
             for old in checkpoint.surplus(found, keep=self._cfg.save.keep):
                 checkpoint.remove(old.place)
@@ -216,6 +224,7 @@ def _fetch(found: Checkpoint, folder: Path, ranks: Ranks) -> str | None:
     shared = folder == found.place
     if (ranks.rank if shared else ranks.local_rank) != 0:
         return None
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         for name, data in checkpoint.contents(found):
             if not shared:

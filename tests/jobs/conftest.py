@@ -9,10 +9,10 @@ import pytest
 import ray
 
 from glmae_ray.cli import main
-from tests.store.object_store import bucket, s3_server
+from tests.store.object_store import bucket, proxy, s3_server
 from tests.store.scans import voxels, write_nifti
 
-__all__ = ["bucket", "local_ray", "s3_server", "small_store"]
+__all__ = ["bucket", "local_ray", "proxy", "s3_server", "small_store"]
 
 
 @pytest.fixture(scope="package")
