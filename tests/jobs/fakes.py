@@ -119,22 +119,28 @@ class Cases:
         return {"case_id": f"case-{row}"}
 
 
-class Orders:
+class Outside:
     """What reaches a worker from outside; put into the place of Ray.
 
     Attributes:
         stop: Name of a signal that the driver was given.
         resize: Whether Ray waits to change the number of workers.
         notice: Of Ray, that nodes go away.
+        notices_asked: How often workers asked for one.
     """
 
     def __init__(self) -> None:
         self.stop: str | None = None
         self.resize = False
         self.notice: PreemptionInfo | None = None
+        self.notices_asked = 0
 
-    def put_into(self, patch: pytest.MonkeyPatch) -> Orders:
-        patch.setattr("ray.train.get_preemption_info", lambda: self.notice)
+    def _get_notice(self) -> PreemptionInfo | None:
+        self.notices_asked += 1
+        return self.notice
+
+    def put_into(self, patch: pytest.MonkeyPatch) -> Outside:
+        patch.setattr("ray.train.get_preemption_info", self._get_notice)
         patch.setattr(meetings, "stop_requested", lambda _: self.stop)
         patch.setattr(meetings, "save_wanted", lambda _: self.resize)
         patch.setattr(meetings, "save_done", lambda _: setattr(self, "resize", False))

@@ -18,13 +18,13 @@ from glmae_ray.jobs.sitting import Sitting
 from glmae_ray.loop import mean_over_workers, train_steps
 from glmae_ray.tracking import Record, read_events
 from tests.conftest import tiny_config
-from tests.jobs.fakes import WITHOUT_STORE, Orders, Weights, sit, step_info
+from tests.jobs.fakes import WITHOUT_STORE, Outside, Weights, sit, step_info
 from tests.test_engine_and_loop import batches, build_engine, in_own_process, share_all_weights
 
 
 @pytest.fixture(autouse=True)
-def orders(monkeypatch) -> Orders:
-    return Orders().put_into(monkeypatch)
+def outside(monkeypatch) -> Outside:
+    return Outside().put_into(monkeypatch)
 
 
 def train(sitting: Sitting, weights: Weights, until: int, *, bad: set[int]) -> None:
@@ -138,7 +138,7 @@ def train_and_go_back(words: list[str], folder: str) -> dict[str, Any]:
     engine = build_engine(cfg)
     found: dict[str, Any] = {"losses": {}}
     with pytest.MonkeyPatch.context() as patch:
-        Orders().put_into(patch)
+        Outside().put_into(patch)
         sitting = sit(Path(cfg.run), engine, *words)
         for info in train_steps(engine, poisoned(cfg), cfg=cfg):
             sitting.after_step(info)

@@ -12,12 +12,12 @@ from glmae_ray import checkpoint
 from glmae_ray.jobs.sitting import Sitting
 from glmae_ray.jobs.sittings import last_start, read_sittings
 from glmae_ray.tracking import read_events, read_metrics
-from tests.jobs.fakes import Orders, Weights, sit, step_info
+from tests.jobs.fakes import Outside, Weights, sit, step_info
 
 
 @pytest.fixture
-def orders(monkeypatch) -> Orders:
-    return Orders().put_into(monkeypatch)
+def outside(monkeypatch) -> Outside:
+    return Outside().put_into(monkeypatch)
 
 
 def steps(run: Path) -> list[int]:
@@ -33,7 +33,7 @@ def train(sitting: Sitting, weights: Weights, until: int) -> int | None:
     return None
 
 
-def test_checkpoints_come_every_so_many_steps_and_after_the_last(orders, tmp_path):
+def test_checkpoints_come_every_so_many_steps_and_after_the_last(outside, tmp_path):
     weights = Weights()
     sitting = sit(tmp_path, weights, "steps=7", "save.every_steps=3")
     assert train(sitting, weights, 7) is None
@@ -44,7 +44,7 @@ def test_checkpoints_come_every_so_many_steps_and_after_the_last(orders, tmp_pat
     assert found.state["passed"] == []
 
 
-def test_a_sitting_goes_on_where_the_one_before_has_saved(orders, tmp_path):
+def test_a_sitting_goes_on_where_the_one_before_has_saved(outside, tmp_path):
     weights = Weights()
     first = sit(tmp_path, weights, "steps=9", "save.every_steps=2")
     train(first, weights, 5)  # and then it is killed
@@ -61,7 +61,7 @@ def test_a_sitting_goes_on_where_the_one_before_has_saved(orders, tmp_path):
         sitting.close()
 
 
-def test_a_start_removes_what_earlier_sittings_left_unfinished(orders, tmp_path):
+def test_a_start_removes_what_earlier_sittings_left_unfinished(outside, tmp_path):
     weights = Weights()
     first = sit(tmp_path, weights, "steps=9", "save.every_steps=2")
     train(first, weights, 4)
@@ -75,35 +75,35 @@ def test_a_start_removes_what_earlier_sittings_left_unfinished(orders, tmp_path)
     second.close()
 
 
-def test_a_signal_is_met_with_a_checkpoint_and_the_end(orders, tmp_path):
+def test_a_signal_is_met_with_a_checkpoint_and_the_end(outside, tmp_path):
     weights = Weights()
     sitting = sit(tmp_path, weights, "steps=9", "save.every_steps=100")
-    orders.stop = "SIGTERM"
+    outside.stop = "SIGTERM"
     assert train(sitting, weights, 9) == 1
     assert steps(tmp_path) == [1]  # it was waited for
     sitting.close()
 
 
-def test_a_signal_that_comes_with_the_last_step_does_not_cost_the_encoder(orders, tmp_path):
+def test_a_signal_that_comes_with_the_last_step_does_not_cost_the_encoder(outside, tmp_path):
     weights = Weights()
     sitting = sit(tmp_path, weights, "steps=1")
-    orders.stop = "SIGTERM"
+    outside.stop = "SIGTERM"
     assert train(sitting, weights, 1) is None  # the run goes on to its end, which writes it
     sitting.close()
     assert steps(tmp_path) == [1]
 
 
-def test_who_waits_for_a_checkpoint_goes_on_once_it_is_written(orders, tmp_path):
+def test_who_waits_for_a_checkpoint_goes_on_once_it_is_written(outside, tmp_path):
     weights = Weights()
     sitting = sit(tmp_path, weights, "steps=9", "save.every_steps=100")
-    orders.resize = True
+    outside.resize = True
     assert train(sitting, weights, 2) is None
     assert steps(tmp_path) == [1]
-    assert not orders.resize
+    assert not outside.resize
     sitting.close()
 
 
-def test_a_full_disk_is_an_event_of_the_run_and_training_goes_on(orders, tmp_path, monkeypatch):
+def test_a_full_disk_is_an_event_of_the_run_and_training_goes_on(outside, tmp_path, monkeypatch):
     weights = Weights()
     sitting = sit(tmp_path, weights, "steps=4", "save.every_steps=1")
     train(sitting, weights, 1)
