@@ -36,11 +36,16 @@ class Saved(NamedTuple):
 
     Attributes:
         held_s: For which training stood still.
-        written_s: That the last write took, beside it or not; 0 before the first.
+        written_s: That the last write took, beside it or not; None before the first has ended.
     """
 
     held_s: float
-    written_s: float
+    written_s: float | None
+
+    @property
+    def took_s(self) -> float | None:
+        """About how long it is until the next one will be written."""
+        return None if self.written_s is None else self.held_s + self.written_s
 
 
 class Saver:
@@ -66,7 +71,7 @@ class Saver:
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
-        self._written_s = 0.0
+        self._written_s: float | None = None
         self._failed: Place | None = None  # what this rank could not write
 
     def save(self, engine: Engine, *, state: dict[str, Any], wait: bool = False) -> Saved:
@@ -137,7 +142,8 @@ class Saver:
                 f"before this one are as they were"
             )
             self._tell(Event("checkpoint_failed", line, {"step": step, "reason": str(error)}))
-        self._written_s = time.perf_counter() - began
+        else:
+            self._written_s = time.perf_counter() - began
         if self._ranks.rank == 0:
             self._tidy()
 

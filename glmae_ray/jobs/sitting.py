@@ -134,7 +134,7 @@ class Sitting:
             "val_loss": val_loss,
         }
         saved = self._saver.save(self._engine, state=state, wait=wait)
-        self._meetings.saved(took_s=saved.held_s + saved.written_s)
+        self._meetings.saved(took_s=saved.took_s)
         self._write_aside(step, began, {"save_s": saved.held_s})
         if wait:
             self._meetings.saved_and_waited()
