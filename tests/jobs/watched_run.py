@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -86,6 +87,11 @@ class WatchedRun:
         last = begun[-1]
         return Look(last["sitting"], last["workers"], last["start"], newest["step"], newest["time"])
 
+    def time_of(self, step: int) -> float:
+        """When a step was done, in seconds since 1970."""
+        (found,) = [r for r in read_metrics(self.run) if "loss" in r and r["step"] == step]
+        return float(found["time"])
+
     def wait_for(self, *, step: int = 0, sitting: int = 0, timeout_s: float = 180) -> Look:
         """Until a step is done by a sitting, or a later one.
 
@@ -121,15 +127,14 @@ def read_sittings(run: Path) -> list[Record]:
 
 
 def repeated_steps(run: Path) -> dict[int, int]:
-    """Sitting -> the steps that it had to do again, because the one before was cut short."""
-    done: dict[int, int] = defaultdict(int)
+    """Sitting -> steps of the one before that it went back behind, and does again."""
+    sittings = read_sittings(run)
+    done = {s["sitting"]: s["start"] for s in sittings}
     for line in _ledger(run):
         done[line["sitting"]] = max(done[line["sitting"]], line["step"])
-    sittings = read_sittings(run)
     return {
-        s["sitting"]: max(0, max((done[b] for b in range(s["sitting"])), default=0) - s["start"])
-        for s in sittings
-        if s["sitting"] > 0
+        now["sitting"]: max(0, done[before["sitting"]] - now["start"])
+        for before, now in itertools.pairwise(sittings)
     }
 
 

@@ -25,7 +25,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     """Finds the engine's module as others do, and has it changed once it is loaded."""
 
     def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self, name: str, path: Sequence[str] | None, *_: object
     ) -> importlib.machinery.ModuleSpec | None:
         if name != _MODULE:
             return None
