@@ -61,7 +61,7 @@ def budget(cfg: PretrainConfig, *, cpus: float, cpus_per_worker: float) -> Budge
         cpus: That can make views or train.
         cpus_per_worker: Of each training worker.
     """
-    views, workers, each = cfg.views, cfg.resources.workers, cpus_per_maker(cfg)
+    views, workers, each = cfg.views, cfg.workers, cpus_per_maker(cfg)
     voxels = sum(
         getattr(views, f"{kind}_count") * math.prod(getattr(views, f"{kind}_size"))
         for kind in cfg.loss.kinds

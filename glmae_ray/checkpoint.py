@@ -1,102 +1,163 @@
-"""What a checkpoint folder holds, and how Ray Train keeps and returns it.
+"""Checkpoint folders of a run: what they hold, which are complete, and which stay.
 
-CHECKPOINT/
-  engine/       DeepSpeed's files: student, teacher, decoder, heads, centre; optimizer
-  state.json    step and samples consumed, and the resolved config
+RUN/checkpoints/step-0000500-2/     of step 500, written in the run's sitting 2
+  engine/       DeepSpeed's files: student, teacher, decoder, heads, centre; optimizer, scaler
+  rng-0.pt      random state of rank 0's process
+  state.json    step, samples consumed, config, versions, store; rank 0's
+  part-0.json   size and SHA-256 of each file that rank 0 wrote, after all of them
+
+A checkpoint is complete when there are as many parts as its state names: what a kill, a full disk
+or a lost node leaves is none. Ray Train's own register of checkpoints is not used: one that fails
+to be written ends the run there, and so does a register that a kill cut short.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import tempfile
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import ray.train
-import torch
+from glmae_ray.paths import Place, names_in, publish, read_file, remove_folder
 
-from glmae_ray.config import PretrainConfig
-from glmae_ray.engine import Engine
-from glmae_ray.models.encoder_formats import encoder_facts, publish_weights
-from glmae_ray.models.weight_files import WEIGHTS
-
-FOLDER = "checkpoints"  # in the run folder; Ray Train's name for the run
-INIT = "init.json"  # in the run folder: what the first weights were loaded from
-_STATE = "state.json"
+FOLDER = "checkpoints"  # in the run folder
+STATE = "state.json"
+_NAME = re.compile(r"step-(\d+)-(\d+)")
 
 
-def save(engine: Engine, *, state: dict[str, Any]) -> None:
-    """Hand a checkpoint to Ray Train, which registers it once every rank's part is there.
+class CorruptError(Exception):
+    """A complete checkpoint does not hold what was written."""
 
-    Collective. A run that dies in between is continued from the checkpoint before.
+
+class Checkpoint(NamedTuple):
+    """A complete checkpoint.
+
+    Attributes:
+        place: Its folder.
+        state: The facts in its state.json.
+    """
+
+    place: Place
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.state["step"])
+
+
+def folder_of(run: Place, *, step: int, sitting: int) -> Place:
+    """Where the checkpoint of a step goes."""
+    return run / FOLDER / f"step-{step:07d}-{sitting}"
+
+
+def write_part(folder: Place, files: Mapping[str, bytes], *, rank: int) -> None:
+    """Write a rank's files, and then the list of them that makes them count.
 
     Args:
-        engine: What is saved.
-        state: JSON facts, among them `step`.
+        folder: Of the checkpoint.
+        files: Name inside the folder -> content.
+        rank: Whose.
+
+    Raises:
+        OSError: The disk is full or fails, or the object store does.
+        UserError: The object store refuses.
     """
-    with tempfile.TemporaryDirectory(prefix="glmae-checkpoint-") as name:
-        folder = Path(name)
-        engine.save(folder)
-        if ray.train.get_context().get_world_rank() == 0:
-            (folder / _STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
-        metrics = {"step": state["step"]}
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    for name, data in files.items():
+        publish(folder / name, data)
+    listed = {name: _facts(data) for name, data in files.items()}
+    publish(folder / _part(rank), json.dumps({"files": listed}, indent=1))
 
 
-def latest_step(run: Path) -> int:
-    """Steps done at the newest registered checkpoint of a run; 0 where there is none."""
-    folder = run / FOLDER
-    if not (folder / "checkpoint_manager_snapshot.json").exists():
-        return 0
-    metrics = ray.train.Result.from_path(folder).metrics
-    return int(metrics["step"]) if metrics else 0
+def remove_part(folder: Place, files: Mapping[str, bytes]) -> None:
+    """Free what a rank has written of a checkpoint that will not be complete."""
+    if isinstance(folder, Path):
+        for name in files:
+            for path in (folder / name).parent.glob(f"{Path(name).name}*"):
+                path.unlink(missing_ok=True)
 
 
-def resume(engine: Engine) -> int:
-    """Load the newest registered checkpoint, if there is one; the steps it had done. Collective."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as folder:
-        engine.load(Path(folder))
-        return int(read_state(Path(folder))["step"])
+def complete(run: Place) -> list[Checkpoint]:
+    """The complete checkpoints of a run, newest first."""
+    found = []
+    for name in sorted(_folders(run), key=_order, reverse=True):
+        place = run / FOLDER / name
+        raw = read_file(place / STATE)
+        if raw is None:
+            continue
+        state = json.loads(raw)
+        if {_part(rank) for rank in range(state["parts"])} <= names_in(place):
+            found.append(Checkpoint(place, state))
+    return found
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """The JSON facts of a checkpoint folder."""
-    return json.loads((folder / _STATE).read_text(encoding="utf-8"))
+def latest_step(run: Place) -> int:
+    """Steps done at the newest complete checkpoint of a run; 0 where there is none."""
+    found = complete(run)
+    return found[0].step if found else 0
 
 
-def export_encoder(engine: Engine, *, cfg: PretrainConfig, folder: Path, step: int) -> None:
-    """Write `encoder.safetensors` and `encoder.json`: portable weights and what they need.
+def contents(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
+    """Every file of a checkpoint, read and compared with what was written.
 
-    Collective; rank 0 writes. Tensor names are timm's, as in the published GL-MAE encoder file.
+    Raises:
+        CorruptError: One is missing, or is another.
     """
-    with engine.whole_parameters():
-        if ray.train.get_context().get_world_rank() != 0:
-            return
-        encoder = engine.module.encoder
-        tensors = {
-            name: value.detach().to("cpu", torch.float32, copy=True)
-            for name, value in encoder.state_dict().items()
-        }
-        facts = encoder_facts(encoder) | training_facts(cfg, step=step)
-    if (folder / INIT).exists():
-        facts["origin"] = json.loads((folder / INIT).read_text(encoding="utf-8"))["origin"]
-    publish_weights(folder / WEIGHTS, tensors, facts=facts)
+    for rank in range(checkpoint.state["parts"]):
+        part = read_file(checkpoint.place / _part(rank))
+        if part is None:
+            raise CorruptError(f"{checkpoint.place / _part(rank)} is missing")
+        for name, facts in json.loads(part)["files"].items():
+            data, path = read_file(checkpoint.place / name), checkpoint.place / name
+            if data is None:
+                raise CorruptError(f"{path} is missing")
+            if len(data) != facts["bytes"]:
+                raise CorruptError(f"{path} has {len(data)} of its {facts['bytes']} bytes")
+            if _facts(data) != facts:
+                raise CorruptError(f"{path} does not hold what was written (SHA-256)")
+            yield name, data
 
 
-def training_facts(cfg: PretrainConfig, *, step: int) -> dict[str, Any]:
-    """What an encoder was trained on."""
-    model, views = cfg.model, cfg.views
-    grids = {
-        kind: [side // part for side, part in zip(size, model.patch, strict=True)]
-        for kind, size in (("global", views.global_size), ("local", views.local_size))
-    }
-    return {
-        "step": step,
-        "grid": grids,
-        "window": {"CT": list(views.window), "other": "percentiles 0.5 and 99.5 of the case"},
-        "window_becomes": [0.0, 1.0],
-        "spacing_mm": "as acquired; each crop is resized to the view",
-    }
+def surplus(found: list[Checkpoint], *, keep: int) -> list[Checkpoint]:
+    """Complete checkpoints that need not stay: not of the last `keep`, and not the best.
+
+    Args:
+        found: All of a run, newest first.
+        keep: How many of the last stay.
+    """
+    judged = [c for c in found if c.state.get("val_loss") is not None]
+    best = min(judged, key=lambda c: c.state["val_loss"], default=None)
+    return [c for c in found[keep:] if c is not best]
+
+
+def unfinished(run: Place, *, before: int) -> list[Place]:
+    """Folders of earlier sittings that are no complete checkpoints."""
+    whole = {checkpoint.place.name for checkpoint in complete(run)}
+    names = [name for name in _folders(run) if name not in whole and _order(name)[1] < before]
+    return [run / FOLDER / name for name in names]
+
+
+def remove(place: Place) -> None:
+    """Remove a checkpoint; from the first moment on it is not complete."""
+    remove_folder(place, first=STATE)
+
+
+def _folders(run: Place) -> list[str]:
+    return [name for name in names_in(run / FOLDER) if _NAME.fullmatch(name)]
+
+
+def _order(name: str) -> tuple[int, int]:
+    """Step and sitting."""
+    match = _NAME.fullmatch(name)
+    assert match is not None
+    return int(match[1]), int(match[2])
+
+
+def _part(rank: int) -> str:
+    return f"part-{rank}.json"
+
+
+def _facts(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -14,7 +15,7 @@ from glmae_ray import __version__
 from glmae_ray.config import DemoConfig, DoctorConfig, ExportConfig, JobConfig, PretrainConfig
 from glmae_ray.config_loading import load
 from glmae_ray.config_store import IngestConfig, InspectConfig
-from glmae_ray.errors import UserError
+from glmae_ray.errors import StoppedError, UserError
 
 VERBS: dict[str, tuple[type[JobConfig], str]] = {
     "demo": (DemoConfig, "the whole path on phantom people, in minutes on 2 cores"),
@@ -33,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        0 done; 2 the user can fix it (a line each on stderr); 1 anything else; 130 interrupted.
+        0 done; 2 the user can fix it (a line each on stderr); 1 anything else; 128 and the
+        number of a signal, such as 130 and 143, where one asked it to stop.
     """
     words = _parser().parse_args(argv)
     kind, _ = VERBS[words.verb]
@@ -50,6 +52,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except StoppedError as stopped:
+        command = shlex.join(["glmae", *(sys.argv[1:] if argv is None else argv)])
+        print(f"glmae {words.verb}: {stopped}; continue with: {command}", file=sys.stderr)
+        return 128 + stopped.number
     except KeyboardInterrupt:
         print(f"glmae {words.verb}: interrupted; the same command continues", file=sys.stderr)
         return 130

@@ -23,6 +23,13 @@ from pydantic import (
 from glmae_ray import expressions
 from glmae_ray.config_base import BrokenRulesError, Config, Problem, Share, Size
 from glmae_ray.config_data import PipelineConfig, SamplingConfig, ViewsConfig
+from glmae_ray.config_run import (
+    LogConfig,
+    RayConfig,
+    ResourcesConfig,
+    SaveConfig,
+    ValidationConfig,
+)
 
 PRESETS: dict[str, dict[str, int]] = {
     "tiny": dict(width=192, depth=6, heads=4, decoder_width=96, decoder_depth=2, decoder_heads=2,
@@ -117,6 +124,9 @@ class OptimConfig(Config):
     # None: 40 of 1600 parts of the run (40: lineage; 1600: verified, a checkpoint's name).
     warmup_steps: NonNegativeInt | None = None
     clip: PositiveFloat = 1.0  # norm of the whole gradient
+    # So many steps in a row that are skipped, for numbers that are not finite, take the run back
+    # to its last checkpoint and past their samples.
+    rewind_after: PositiveInt = 5
 
 
 class EngineConfig(Config):
@@ -125,43 +135,6 @@ class EngineConfig(Config):
     zero_stage: Literal[0, 1, 2, 3] = 0
     precision: Literal["float32", "bf16", "fp16"] = "bf16"  # decision: ours
     micro_batch: PositiveInt | None = None  # samples per forward; None: the worker's whole share
-
-
-class ResourcesConfig(Config):
-    """What the training workers are given."""
-
-    workers: PositiveInt = 1
-    gpu: bool | None = None  # None: GPUs if the cluster has any
-    cpus_per_worker: PositiveFloat | None = None  # None: 1 beside a GPU, else 0.5
-    autoscales: bool = False  # the cluster may grow: what it lacks now is waited for
-
-
-class SaveConfig(Config):
-    """When a checkpoint is written, and how many stay."""
-
-    every_steps: PositiveInt = 500
-    keep: PositiveInt = 2
-
-
-class ValidationConfig(Config):
-    """The held-out reconstruction: fixed samples of the `val` split with fixed masks."""
-
-    every_steps: PositiveInt = 500
-    samples: PositiveInt = 16
-
-
-class LogConfig(Config):
-    """What is written while the run goes on."""
-
-    every_steps: PositiveInt = 10
-    tensorboard: bool = True
-    pictures: bool = True
-
-
-class RayConfig(Config):
-    """Which Ray: RAY_ADDRESS or `address` to join one, else one on this machine is started."""
-
-    address: str | None = None
 
 
 class JobConfig(Config):
@@ -214,19 +187,52 @@ class PretrainConfig(JobConfig):
         return max(1, round(self.steps * 40 / 1600)) if stated is None else stated
 
     @property
+    def workers(self) -> int:
+        """Training workers; of a range the most, until `on` says how many there are."""
+        return self.resources.most
+
+    @property
     def micro_batch(self) -> int:
         """Samples in one forward of one worker."""
-        return self.engine.micro_batch or self.global_batch // self.resources.workers
+        return self.engine.micro_batch or self.global_batch // self.workers
+
+    @property
+    def turns(self) -> int:
+        """Micro-batches of one optimizer step, over all workers."""
+        return self.global_batch // self.micro_batch
 
     @property
     def accumulation(self) -> int:
         """Forwards of one worker in one optimizer step."""
-        return self.global_batch // (self.resources.workers * self.micro_batch)
+        return math.ceil(self.turns / self.workers)
+
+    def on(self, workers: int) -> PretrainConfig:
+        """The run as so many workers do it; what one of them computes at a time stays."""
+        resources = self.resources.model_copy(update={"workers": workers})
+        engine = self.engine.model_copy(update={"micro_batch": self.micro_batch})
+        return self.model_copy(update={"resources": resources, "engine": engine})
 
     def samples_of(self, turn: int, *, rank: int) -> range:
-        """Numbers of the samples in a rank's micro-batch; a step has `accumulation` turns."""
-        first = (turn * self.resources.workers + rank) * self.micro_batch
+        """Numbers of the samples in a rank's micro-batch; a step has `accumulation` turns.
+
+        Where the workers do not divide the micro-batches of a step, its last turn is not one for
+        all: those that have none repeat one, with weight 0.
+        """
+        step, slot = self._slot(turn, rank)
+        first = step * self.global_batch + slot % self.turns * self.micro_batch
         return range(first, first + self.micro_batch)
+
+    def weight_of(self, turn: int, *, rank: int) -> float:
+        """What a micro-batch counts beside the mean of 1: 0 for one that is only repeated.
+
+        The mean over all workers' turns, with these weights, is that over the global batch.
+        """
+        _, slot = self._slot(turn, rank)
+        return self.workers * self.accumulation / self.turns if slot < self.turns else 0.0
+
+    def _slot(self, turn: int, rank: int) -> tuple[int, int]:
+        step, turn = divmod(turn, self.accumulation)
+        return step, turn * self.workers + rank
 
     def rules(self) -> Iterator[Problem]:
         """Geometry, widths, loss weights and the batch have to fit each other."""
@@ -238,7 +244,7 @@ class PretrainConfig(JobConfig):
         if not self.loss.kinds:
             names = ("loss.w_rl", "loss.w_rg", "loss.w_gg", "loss.w_gl")
             yield Problem(names, "loss: every weight is 0; at least one term has to be on")
-        workers, micro = self.resources.workers, self.engine.micro_batch or 1
+        workers, micro = self.workers, self.engine.micro_batch or 1
         if self.global_batch % (workers * micro):
             fields = ("global_batch", "resources.workers", "engine.micro_batch")
             parts = f"resources.workers {workers}"

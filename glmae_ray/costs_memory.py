@@ -57,7 +57,7 @@ class Memory:
 
 def memory(cfg: PretrainConfig) -> Memory:
     """Bytes that a run holds on each device."""
-    stage, workers = cfg.engine.zero_stage, cfg.resources.workers
+    stage, workers = cfg.engine.zero_stage, cfg.workers
     trained, teacher = trainable(cfg), parameters(cfg).get("teacher", 0)
     part, teacher_part = -(-trained // workers), -(-teacher // workers)  # shards are padded
     sizes = {
@@ -89,7 +89,7 @@ def _peak(cfg: PretrainConfig, sizes: dict[str, int]) -> int:
     kept = activations(cfg, first)
     half_way = sum(kept.values()) + _backward_transient(cfg, first) + gradients + buffers
     # Without ZeRO they are copied into one buffer, where there is anybody to send it to.
-    sending = gradients * (2 if cfg.engine.zero_stage == 0 and cfg.resources.workers > 1 else 1)
+    sending = gradients * (2 if cfg.engine.zero_stage == 0 and cfg.workers > 1 else 1)
     return sum(sizes[name] for name in stays) + max(loss, half_way, sending)
 
 

@@ -12,8 +12,10 @@ the host and skips by itself.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -58,6 +60,7 @@ class Engine:
         self._scaled = cfg.engine.precision == "fp16"
         self._lost = torch.zeros((), dtype=torch.bool, device=device)
         self._skipped = torch.zeros((), device=device)
+        self._kept = self._engine.checkpoint_engine = _kept_in_memory()
         # Stage 0 clips with this method of DeepSpeed's, which forgets the norm.
         self._engine.clip_fp32_gradients = self._clip_and_remember
 
@@ -152,9 +155,17 @@ class Engine:
         with self._gathered(parameters, modifier_rank=0 if change else None):
             yield
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's share of parameters and optimizer state. Collective."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+    def snapshot(self) -> dict[str, bytes]:
+        """This rank's share of parameters and optimizer state, as files. Collective.
+
+        Returns:
+            Name -> content of the files that `load` expects in a folder; training may go on.
+        """
+        # DeepSpeed wants a folder, and puts a script of its own there.
+        with tempfile.TemporaryDirectory(prefix="glmae-snapshot-") as folder:
+            self._engine.save_checkpoint(folder, tag=_TAG, save_latest=False)
+            paths, self._kept.files = self._kept.files, {}
+            return {Path(path).relative_to(folder).as_posix(): d for path, d in paths.items()}
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote with the same ZeRO stage. Collective."""
@@ -177,6 +188,26 @@ def _import_deepspeed(device: torch.device) -> Any:
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return deepspeed
+
+
+def _kept_in_memory() -> Any:
+    """A checkpoint engine of DeepSpeed's that keeps what it is to write, and loads from disk.
+
+    So a disk that is slow or full meets whoever writes, not the ranks in the midst of a collective.
+    """
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+    class Kept(TorchCheckpointEngine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.files: dict[str, bytes] = {}
+
+        def save(self, state_dict: Any, path: str) -> None:
+            buffer = io.BytesIO()
+            torch.save(state_dict, buffer)
+            self.files[path] = buffer.getvalue()
+
+    return Kept()
 
 
 def _settings(cfg: PretrainConfig) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 
 class UserError(Exception):
     """Something the user can fix. One line each: what is wrong, the value, what would be right."""
@@ -14,3 +16,16 @@ class UserError(Exception):
 
 class DamagedError(OSError):
     """A file whose content is wrong: another try reads the same."""
+
+
+class StoppedError(Exception):
+    """A run ended because a signal asked for it; its state is saved.
+
+    Attributes:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Remember the signal."""
+        super().__init__(signal.Signals(number).name)
+        self.number = number

@@ -41,7 +41,7 @@ class StepInfo:
 
 
 def train_steps(
-    engine: Engine, batches: Iterator[Batch], *, cfg: PretrainConfig, start: int = 0
+    engine: Engine, batches: Iterator[Batch], *, cfg: PretrainConfig, start: int = 0, rank: int = 0
 ) -> Iterator[StepInfo]:
     """Train from step `start` to the end of the run, one optimizer step an item.
 
@@ -50,20 +50,22 @@ def train_steps(
     Args:
         engine: Holds the module; its state is that of step `start`.
         batches: This worker's micro-batches, the first one that of step `start`.
-        cfg: The run.
+        cfg: The run, on as many workers as there are.
         start: Steps already done.
+        rank: Of this worker.
     """
     for step in range(start, cfg.steps):
         values = schedule(step, cfg=cfg)
         began, wait_s, parts = time.perf_counter(), 0.0, []
-        for _ in range(cfg.accumulation):
+        for turn in range(step * cfg.accumulation, (step + 1) * cfg.accumulation):
             asked = time.perf_counter()
             batch = next(batches)
             wait_s += time.perf_counter() - asked
-            outputs = engine(batch, teacher_temperature=values.teacher_temperature)
-            engine.backward(outputs["loss"])
+            weight = cfg.weight_of(turn, rank=rank)
+            outputs = engine(batch, teacher_temperature=values.teacher_temperature, weight=weight)
+            engine.backward(weight * outputs["loss"])
             engine.step(lr=values.lr)
-            parts.append({name: value.detach() for name, value in outputs.items()})
+            parts.append({name: weight * value.detach() for name, value in outputs.items()})
         engine.update_teacher(values.teacher_momentum)
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         took_s = time.perf_counter() - began

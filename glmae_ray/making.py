@@ -7,7 +7,7 @@ can be: what makes samples comes with the first micro-batch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,18 +39,16 @@ class MakeTurn:
 
     Attributes:
         maker: The `SampleMaker`, in Ray's object store: each process fetches it once.
-        first: Number of the first sample of turn 0.
-        size: Samples of a micro-batch.
+        samples_of: Turn of all workers -> numbers of the samples of its micro-batch.
     """
 
     maker: ray.ObjectRef
-    first: int
-    size: int
+    samples_of: Callable[[int], range]
 
     def __call__(self, rows: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Columns of `SampleMaker.make`, each in one row: (1, B, ...)."""
         (turn,) = rows["turn"]
-        numbers = self.first + turn * self.size + np.arange(self.size)
+        numbers = np.array(self.samples_of(int(turn)))
         columns = _fetched(self.maker).make({"number": numbers})
         return {name: column[np.newaxis] for name, column in columns.items()}
 

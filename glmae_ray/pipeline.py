@@ -12,11 +12,13 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import ray
 import ray.data
+import ray.train
 import torch
 from numpy.typing import NDArray
 from ray.data.collate_fn import DefaultCollateFn
@@ -34,10 +36,65 @@ _FOR_THE_HOST = ("number", "case", "fault", "made_s")
 
 
 def train_dataset(maker: SampleMaker, *, cfg: PretrainConfig, start: int) -> ray.data.Dataset:
-    """Every sample from step `start` to the end of the run; a row is one micro-batch."""
-    turns = count_turns((cfg.steps - start) * cfg.global_batch // cfg.micro_batch)
-    views_of = MakeTurn(ray.put(maker), start * cfg.global_batch, cfg.micro_batch)
+    """Every sample from step `start` to the end of the run; a row is one micro-batch.
+
+    Args:
+        maker: That of the samples.
+        cfg: The run, on as many workers as there are.
+        start: Steps done.
+    """
+    turns = count_turns((cfg.steps - start) * cfg.accumulation * cfg.workers)
+    views_of = MakeTurn(ray.put(maker), _Rows(cfg, start * cfg.accumulation))
     return turns.map_batches(views_of, batch_size=1, zero_copy_batch=True, **_placement(cfg))
+
+
+@dataclass(frozen=True)
+class PlannedShards:
+    """What Ray Train is given as a dataset: which samples there are, but not yet where they begin.
+
+    Attributes:
+        maker: That of the samples.
+        cfg: The run.
+        start: Tells the steps that are done, once the workers have loaded their checkpoint.
+    """
+
+    maker: SampleMaker
+    cfg: PretrainConfig
+    start: Callable[[], int]
+
+
+class PlannedDataConfig(ray.train.DataConfig):
+    """Deals the rest of a run's samples to as many workers as there are.
+
+    Ray Train asks for a dataset before it starts workers; how many there will be, and from which
+    checkpoint they go on, is known only when they ask for their shards.
+    """
+
+    def __init__(self) -> None:
+        """Keep the order of the plan."""
+        super().__init__(execution_options=ray.data.ExecutionOptions(preserve_order=True))
+
+    def configure(
+        self, datasets: dict[str, Any], world_size: int, *handles: Any, **more: Any
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        """See Ray's `DataConfig.configure`; `datasets` are `PlannedShards` by name."""
+        made = {
+            name: train_dataset(shards.maker, cfg=shards.cfg.on(world_size), start=shards.start())
+            for name, shards in datasets.items()
+        }
+        return super().configure(made, world_size, *handles, **more)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The samples of the micro-batch in a row; workers take rows in turn."""
+
+    cfg: PretrainConfig
+    first: int  # turn of each worker at which the rows begin
+
+    def __call__(self, row: int) -> range:
+        turn, rank = divmod(row, self.cfg.workers)
+        return self.cfg.samples_of(self.first + turn, rank=rank)
 
 
 def _placement(cfg: PretrainConfig) -> dict[str, Any]:

@@ -35,9 +35,9 @@ def skipped_step(
         cfg: The run.
         maker: That of the samples.
     """
-    ranks = sorted(not_finite) or list(range(cfg.resources.workers))
+    ranks = sorted(not_finite) or list(range(cfg.workers))
     terms = sorted({name for names in not_finite.values() for name in names})
-    numbers = sorted(number for rank in ranks for number in samples_of(step, rank=rank, cfg=cfg))
+    numbers = sorted({n for rank in ranks for n in samples_of(step, rank=rank, cfg=cfg)})
     rows = dict.fromkeys(maker.plan.case(number) for number in numbers)
     cases = [str(maker.index.at(row)["case_id"]) for row in rows]
     where = f"on rank {', '.join(map(str, ranks))}"

@@ -19,6 +19,7 @@ from glmae_ray.config import PretrainConfig
 from glmae_ray.engine import Engine
 from glmae_ray.loop import held_out_reconstruction, mean_over_workers, train_steps
 from glmae_ray.models.glmae import GLMAE
+from glmae_ray.paths import publish
 from tests.conftest import tiny_config
 from tests.models.test_glmae import make_batch
 from tests.models.test_step_options import NoLookAtValues
@@ -60,7 +61,8 @@ def train(words: list[str], folder: str) -> dict[str, list[float]]:
         losses.append(mean_over_workers(info.outputs)["loss"])
         norms.append(engine.gradient_norm())
         if info.step == 3:
-            engine.save(Path(folder))
+            for name, data in engine.snapshot().items():
+                publish(Path(folder) / name, data)
     held_out.append(held_out_reconstruction(engine, [make_batch(cfg)])["r2"])
     with engine.whole_parameters():
         teacher = [p.square().sum().item() for p in engine.module.teacher_encoder.parameters()]

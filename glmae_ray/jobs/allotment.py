@@ -42,7 +42,8 @@ def allot(cfg: PretrainConfig, nodes: Sequence[Node]) -> Allotment:
     Raises:
         UserError: It can never give what the run asks for.
     """
-    cpus, gpus, workers = _sum(nodes, "CPU"), _sum(nodes, "GPU"), cfg.resources.workers
+    cfg = cfg.on(cfg.resources.least)
+    cpus, gpus, workers = _sum(nodes, "CPU"), _sum(nodes, "GPU"), cfg.workers
     gpu = gpus > 0 if cfg.resources.gpu is None else cfg.resources.gpu
     waits = cfg.resources.autoscales
     if gpu and workers > gpus and not waits:
@@ -72,7 +73,7 @@ def _places(node: Node, cfg: PretrainConfig) -> int:
 
 
 def _no_maker(cfg: PretrainConfig, each: float, cpus: float, chosen: Sequence[Node]) -> str:
-    workers, maker, pipeline = cfg.resources.workers, cpus_per_maker(cfg), cfg.pipeline
+    workers, maker, pipeline = cfg.workers, cpus_per_maker(cfg), cfg.pipeline
     if (pipeline.labels or pipeline.resources) and not chosen:
         wanted = {**pipeline.resources, **pipeline.labels}
         return (

@@ -87,7 +87,7 @@ def cost_facts(cfg: DoctorConfig) -> Facts:
         "steps": cfg.steps,
         "batch": {
             "samples": cfg.global_batch,
-            "workers": cfg.resources.workers,
+            "workers": cfg.workers,
             "accumulation": cfg.accumulation,
             "micro_batch": cfg.micro_batch,
         },
@@ -162,7 +162,7 @@ def check_model(cfg: DoctorConfig, _machine: Machine) -> Iterator[Finding]:
                 f"fused attention kernels of GPUs want multiples of {_HEAD_MULTIPLE}",
             )
     stage = cfg.engine.zero_stage
-    if stage and cfg.resources.workers == 1:
+    if stage and cfg.workers == 1:
         yield Finding(
             "advice",
             f"engine.zero_stage: {stage} has nothing to share on one worker; 0 saves its buffers",

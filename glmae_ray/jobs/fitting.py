@@ -57,7 +57,7 @@ def needed(cfg: PretrainConfig, *, gpu: bool) -> int:
         return sizes.peak
     # A CPU has no page of a buffer before it is touched, and gradients touch their own size.
     touched = min(sizes.buffers, _FLOAT * trainable(cfg))
-    return cfg.resources.workers * (sizes.peak - sizes.buffers + touched)
+    return cfg.workers * (sizes.peak - sizes.buffers + touched)
 
 
 def _first_that_fits(
@@ -66,7 +66,7 @@ def _first_that_fits(
     """The largest micro-batch that fits, as words of the command line, and its bytes."""
     if checkpointing and cfg.model.activation_checkpointing:
         return
-    share = cfg.global_batch // cfg.resources.workers
+    share = cfg.global_batch // cfg.workers
     extra = "model.activation_checkpointing=true" if checkpointing else ""
     for small in range(cfg.micro_batch, 0, -1):
         if share % small or (small == cfg.micro_batch and not checkpointing):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Callable
@@ -11,8 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmae_ray import checkpoint
 from glmae_ray.config import PretrainConfig
-from glmae_ray.errors import UserError
+from glmae_ray.errors import StoppedError, UserError
 from glmae_ray.jobs.allotment import Allotment, allot
 from glmae_ray.jobs.machine import PACKAGES
 from glmae_ray.jobs.ray_session import ray_session
@@ -23,7 +23,7 @@ from glmae_ray.jobs.store_changes import (
     refusal,
     store_change,
 )
-from glmae_ray.paths import UNFINISHED, is_url, publish, to_place
+from glmae_ray.paths import UNFINISHED, Place, names_in, publish, read_file, to_place
 from glmae_ray.store.index import FINGERPRINT_COLUMNS, VolumeIndex
 from glmae_ray.store.selection import columns_to_select, select_cases
 from glmae_ray.store.zarr_store import VolumeStore
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 # What may differ when a run is continued: none of it changes an update, nor a sample but where a
 # case cannot be read. Folders may move; the store is known by its fingerprint.
-_FREE = {"store", "run", "resources", "ray", "save", "log", "pipeline", "accept_store_change"}
+_FREE = {
+    *("store", "run", "resources", "ray", "save", "log", "pipeline", "accept_store_change"),
+    *("engine.micro_batch", "optim.rewind_after"),
+}
 _FIRST_FILES = {
     *(ENVIRONMENT, f"{ENVIRONMENT}{UNFINISHED}", f"config.json{UNFINISHED}"),
     *("init.json", f"init.json{UNFINISHED}"),
@@ -47,8 +50,6 @@ def run(cfg: PretrainConfig) -> None:
     Raises:
         UserError: Store, run folder or cluster do not fit the config; nothing was written.
     """
-    if is_url(cfg.run):
-        raise UserError(f"run: {cfg.run} is a URL; run folders are local or shared so far")
     # Ray's workers run in another directory.
     places = {
         name: str(to_place(location))
@@ -56,7 +57,7 @@ def run(cfg: PretrainConfig) -> None:
         if (location := getattr(cfg, name)) is not None
     }
     cfg = cfg.model_copy(update=places)
-    folder = Path(cfg.run)
+    folder = to_place(cfg.run)
     facts = check_store(cfg)
     if check_run(cfg, folder, facts):
         print(f"{folder}: has done its {cfg.steps} steps already")
@@ -66,7 +67,7 @@ def run(cfg: PretrainConfig) -> None:
             allotment = _allot(cfg)
             _write_facts(cfg, folder, facts, loaded)
             with progress(folder, steps=cfg.steps):
-                _fit(cfg, allotment)
+                _train(cfg, allotment)
         _print_summary(summarise(folder))
     print(f"run: {folder}")
 
@@ -81,7 +82,19 @@ def _allot(cfg: PretrainConfig) -> Allotment:
     return allotment
 
 
-def _check_init(cfg: PretrainConfig, folder: Path) -> LoadReport | None:
+def _train(cfg: PretrainConfig, allotment: Allotment) -> None:
+    from glmae_ray.jobs.training import train  # brings torch with it
+
+    try:
+        train(cfg, allotment)
+    except StoppedError as stopped:
+        step = checkpoint.latest_step(to_place(cfg.run))
+        if step < cfg.steps:
+            print(f"{stopped}: saved at step {step} of {cfg.steps}")
+            raise
+
+
+def _check_init(cfg: PretrainConfig, folder: Place) -> LoadReport | None:
     """See that the encoder to start from fits; None where none is named."""
     if cfg.init is None:
         return None
@@ -114,37 +127,32 @@ def check_store(cfg: PretrainConfig, *, tell: Callable[[str], None] = print) -> 
     return StoreFacts(index.fingerprint(), selection.digest())
 
 
-def check_run(cfg: PretrainConfig, folder: Path, facts: StoreFacts) -> bool:
+def check_run(cfg: PretrainConfig, folder: Place, facts: StoreFacts) -> bool:
     """See that the folder is new or of the same run; whether that run is complete.
 
     Raises:
         UserError: It is of another run, or holds something else.
     """
-    if not (folder / "config.json").exists():
+    config = read_file(folder / "config.json")
+    if config is None:
         # A kill may come before config.json, which is the last.
-        if folder.exists() and (folder.is_file() or set(os.listdir(folder)) - _FIRST_FILES):
+        if (isinstance(folder, Path) and folder.is_file()) or names_in(folder) - _FIRST_FILES:
             raise UserError(f"run: {folder} is not a run folder and not empty; name another")
         return False
-    before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    before = json.loads(config)
     now = cfg.model_dump(mode="json")
     lines = [
         f"{name}: {new!r}, but {folder} was started with {old!r}; name another run"
         for name, old, new in _differences(before, now)
-        if name.split(".")[0] not in _FREE
+        if name.split(".")[0] not in _FREE and name not in _FREE
     ]
-    workers, old_workers = cfg.resources.workers, before["resources"]["workers"]
-    if cfg.engine.zero_stage > 0 and workers != old_workers:
-        lines.append(
-            f"resources.workers: {workers}, but the checkpoints of {folder} are ZeRO "
-            f"{cfg.engine.zero_stage} shards of {old_workers}; continue with {old_workers}"
-        )
     change = store_change(cfg, folder, facts)
     if change and not cfg.accept_store_change:
         lines.append(refusal(change))
     if lines:
         raise UserError(*lines)
-    summary = folder / "summary.json"
-    return summary.exists() and json.loads(summary.read_text("utf-8"))["steps"] >= cfg.steps
+    summary = read_file(folder / "summary.json")
+    return summary is not None and json.loads(summary)["steps"] >= cfg.steps
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:
@@ -158,12 +166,9 @@ def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any
 
 
 def _write_facts(
-    cfg: PretrainConfig, folder: Path, store: StoreFacts, loaded: LoadReport | None
+    cfg: PretrainConfig, folder: Place, store: StoreFacts, loaded: LoadReport | None
 ) -> None:
     """config.json, environment.json and, if it has one, init.json: what runs, on what."""
-    from glmae_ray import checkpoint
-
-    folder.mkdir(parents=True, exist_ok=True)
     if loaded is not None:
         from glmae_ray.jobs.starting import keep_report
 
@@ -189,43 +194,6 @@ def _git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _fit(cfg: PretrainConfig, allotment: Allotment) -> None:
-    """Run the workers; the same storage path and name make Ray continue where it stopped."""
-    import ray.data
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    from glmae_ray import checkpoint
-    from glmae_ray.jobs.pretrain_worker import train_worker
-    from glmae_ray.pipeline import train_dataset
-    from glmae_ray.samples import sample_maker
-
-    maker = sample_maker(cfg, split="train", kinds=cfg.loss.kinds)
-
-    def remaining() -> ray.data.Dataset:
-        """Called at every start of the worker group: what the newest checkpoint has not used."""
-        return train_dataset(maker, cfg=cfg, start=checkpoint.latest_step(Path(cfg.run)))
-
-    options = ray.data.ExecutionOptions(preserve_order=True)
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=cfg.model_dump(mode="json"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=cfg.resources.workers,
-            use_gpu=allotment.gpu,
-            resources_per_worker={"CPU": allotment.cpus, "GPU": 1 if allotment.gpu else 0},
-        ),
-        run_config=ray.train.RunConfig(
-            storage_path=cfg.run,
-            name=checkpoint.FOLDER,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=cfg.save.keep),
-        ),
-        datasets={"train": remaining},
-        dataset_config=ray.train.DataConfig(execution_options=options),
-    )
-    trainer.fit()
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from glmae_ray.checkpoint import INIT
 from glmae_ray.config import PretrainConfig
+from glmae_ray.encoder_out import INIT
 from glmae_ray.errors import UserError
 from glmae_ray.models.encoder_files import load_encoder
 from glmae_ray.models.encoder_formats import heads_of

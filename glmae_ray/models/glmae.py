@@ -76,7 +76,12 @@ class GLMAE(nn.Module):
             compile_blocks(self)
 
     def forward(
-        self, batch: Batch, *, task: str = "objective", teacher_temperature: float = 0.07
+        self,
+        batch: Batch,
+        *,
+        task: str = "objective",
+        teacher_temperature: float = 0.07,
+        weight: float = 1.0,
     ) -> Batch | dict[str, Reconstruction]:
         """Run one of three tasks on a batch.
 
@@ -89,14 +94,16 @@ class GLMAE(nn.Module):
                 `held_out` gives sums of reconstruction error, of the error of predicting each
                 patch's mean, and the number of views; `picture` gives a Reconstruction a kind.
             teacher_temperature: Sharpness of the teacher, for `objective`.
+            weight: What the batch counts in the centre, for `objective`; see
+                `PretrainConfig.weight_of`.
         """
         if task == "objective":
-            return self._objective(batch, teacher_temperature)
+            return self._objective(batch, teacher_temperature, weight)
         if task == "held_out":
             return self._held_out(batch)
         return {kind: self._picture(batch, kind) for kind in self.loss.reconstructed}
 
-    def _objective(self, batch: Batch, teacher_temperature: float) -> Batch:
+    def _objective(self, batch: Batch, teacher_temperature: float, weight: float) -> Batch:
         cfg = self.loss
         terms: Batch = {}
         monitors: Batch = {}
@@ -110,7 +117,7 @@ class GLMAE(nn.Module):
                 rebuilt = self._rebuild(z_BKE, views[kind], masks)
                 terms[f"r{kind[0]}"] = losses.reconstruction_loss(*rebuilt).mean()
         if cfg.uses_teacher:
-            teacher_BVK = self._teach(views["global"], teacher_temperature)
+            teacher_BVK = self._teach(views["global"], teacher_temperature, weight)
             consistency, monitors = self._consistency(teacher_BVK, cls)
             terms |= consistency
         weighted = {name: getattr(cfg, f"w_{name}") * term for name, term in terms.items()}
@@ -145,13 +152,13 @@ class GLMAE(nn.Module):
         target, _ = losses.standardise(views.at(masks.hidden_BM))
         return self._decode(z_BKE, views, masks), target
 
-    def _teach(self, views: ViewPatches, temperature: float) -> Tensor:
+    def _teach(self, views: ViewPatches, temperature: float, weight: float) -> Tensor:
         """Teacher probabilities of the intact global views, (B, V, prototypes)."""
         with torch.inference_mode():
             z = self.teacher_encoder(views.all(), grid=views.grid, only_cls=True)
             logits = self.teacher_head(z[:, 0]).unflatten(0, (views.samples, -1))
-            self.teacher_sum += logits.sum(dim=(0, 1))
-            self.teacher_views += logits.shape[0] * logits.shape[1]
+            self.teacher_sum += weight * logits.sum(dim=(0, 1))
+            self.teacher_views += weight * logits.shape[0] * logits.shape[1]
             taught = losses.teacher_probabilities(logits, self.center, temperature)
         return taught.clone()  # what inference mode makes cannot be saved for a backward pass
 

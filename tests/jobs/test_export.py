@@ -10,8 +10,8 @@ import torch
 from monai.networks import nets
 from safetensors.torch import load_file
 
-from glmae_ray.checkpoint import training_facts
 from glmae_ray.cli import main
+from glmae_ray.encoder_out import training_facts
 from glmae_ray.models.encoder_files import load_encoder
 from glmae_ray.models.encoder_formats import encoder_facts, publish_weights
 from glmae_ray.models.vit3d import Encoder, patch_grid, patchify

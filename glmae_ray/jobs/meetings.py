@@ -1,0 +1,91 @@
+"""When the workers of a run agree what to do next: save, stop, or go on.
+
+Signals, notices and clocks reach one worker before another, and no two may act on them at
+different steps. So all meet at the same steps, about every two seconds, and do what rank 0 says.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import ray.train
+
+from glmae_ray.config import PretrainConfig
+from glmae_ray.jobs.stopping import stop_requested
+from glmae_ray.ranks import Ranks
+
+_EVERY_S = 2.0
+_MARGIN_S = 2.0  # between the end of a late checkpoint and the end of a node
+
+
+class Orders(NamedTuple):
+    """What all workers do after a step.
+
+    Attributes:
+        next_meeting: Step after which they meet again.
+        save: Whether they save now.
+        leaving: Whether nodes go away, which is why they save; the write is waited for.
+        stop: Name of the signal for which they save and end; None: they go on.
+    """
+
+    next_meeting: int
+    save: bool = False
+    leaving: bool = False
+    stop: str | None = None
+
+
+class Meetings:
+    """Knows when the next one is; rank 0 also what is to be said there."""
+
+    def __init__(self, cfg: PretrainConfig, *, ranks: Ranks, start: int) -> None:
+        """Meet first after the first step.
+
+        Args:
+            cfg: The run.
+            ranks: This worker among the others.
+            start: Steps done.
+        """
+        self._cfg, self._ranks = cfg, ranks
+        self._next, self._met_step, self._met = start + 1, start, time.monotonic()
+        self._saved, self._save_s = time.monotonic(), 0.0
+        self._left: set[str] = set()  # nodes for whose end a checkpoint was made
+
+    def saved(self, *, took_s: float) -> None:
+        """Take note of a checkpoint, and how long it took until it was written."""
+        self._saved, self._save_s = time.monotonic(), took_s
+
+    def after(self, step: int) -> Orders | None:
+        """Meet if it is time; what to do. Collective."""
+        if step < self._next:
+            return None
+        leaving = ray.train.get_preemption_info()
+        orders = self._orders(step, leaving) if self._ranks.rank == 0 else None
+        told = self._ranks.told(orders)
+        assert told is not None
+        self._next = told.next_meeting
+        return told
+
+    def _orders(self, step: int, leaving: ray.train.PreemptionInfo | None) -> Orders:
+        now = time.monotonic()
+        step_s = (now - self._met) / (step - self._met_step)
+        self._met_step, self._met = step, now
+        steps = max(1, int(_EVERY_S / max(step_s, 1e-3)))
+        stop = stop_requested(self._cfg.run)
+        late = leaving is not None and self._is_late(leaving, wait_s=max(_EVERY_S, step_s))
+        minutes = self._cfg.save.every_minutes
+        due = minutes is not None and now - self._saved >= 60 * minutes
+        return Orders(step + steps, save=late or due or stop is not None, leaving=late, stop=stop)
+
+    def _is_late(self, leaving: ray.train.PreemptionInfo, *, wait_s: float) -> bool:
+        """Whether it is time to save before nodes go away: as late as it is safe, and once."""
+        nodes = set(leaving.preempted_node_ids)
+        if nodes <= self._left:
+            return False
+        if leaving.deadline_ms is not None:
+            left_s = leaving.deadline_ms / 1000 - time.time()
+            # The next meeting would be too late.
+            if left_s > 2 * wait_s + 2 * self._save_s + _MARGIN_S:
+                return False
+        self._left |= nodes
+        return True

@@ -1,0 +1,241 @@
+"""Save: a snapshot, written while training goes on. Resume: from the newest that is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from glmae_ray import checkpoint
+from glmae_ray.checkpoint import Checkpoint, CorruptError
+from glmae_ray.config import PretrainConfig
+from glmae_ray.engine import Engine
+from glmae_ray.errors import UserError
+from glmae_ray.jobs.machine import PACKAGES
+from glmae_ray.jobs.store_changes import ENVIRONMENT, StoreFacts
+from glmae_ray.paths import Place, publish, read_file
+from glmae_ray.ranks import Ranks
+from glmae_ray.watch import Event
+
+Tell = Callable[[Event], None]
+
+
+class Saved(NamedTuple):
+    """What a save cost, in seconds.
+
+    Attributes:
+        held_s: For which training stood still.
+        written_s: That the last write took, beside it or not; 0 before the first.
+    """
+
+    held_s: float
+    written_s: float
+
+
+class Saver:
+    """Writes a worker's part of checkpoints; one at a time, in a thread."""
+
+    def __init__(
+        self, run: Place, *, cfg: PretrainConfig, ranks: Ranks, sitting: int, tell: Tell
+    ) -> None:
+        """Begin to save.
+
+        Args:
+            run: The run folder.
+            cfg: The run, on as many workers as there are.
+            ranks: This worker among the others.
+            sitting: Number of the present one; part of every folder's name.
+            tell: Takes what a person should read.
+        """
+        self._run, self._cfg, self._ranks, self._sitting = run, cfg, ranks, sitting
+        self._tell = tell
+        environment = read_file(run / ENVIRONMENT)
+        self._store = (
+            {k: json.loads(environment)[k] for k in StoreFacts._fields} if environment else {}
+        )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._written_s = 0.0
+        self._last = -1
+
+    def save(self, engine: Engine, *, state: dict[str, Any], wait: bool = False) -> Saved:
+        """Take a snapshot and have it written. Collective.
+
+        Waits for the one before. That one cannot be written is told, and training goes on: the
+        checkpoints before it are as they were.
+
+        Args:
+            engine: What is saved.
+            state: JSON facts, among them `step`.
+            wait: Until every rank's part is written.
+        """
+        began = time.perf_counter()
+        self.wait()
+        files = {**engine.snapshot(), f"rng-{self._ranks.rank}.pt": _random_state()}
+        if self._ranks.rank == 0:
+            files[checkpoint.STATE] = json.dumps(self._facts() | state, indent=1).encode()
+        step = self._last = int(state["step"])
+        folder = checkpoint.folder_of(self._run, step=step, sitting=self._sitting)
+        self._writing = self._thread.submit(self._write, folder, files, step)
+        if wait or not self._cfg.save.background:
+            self.wait()
+            self._ranks.each(None)
+        return Saved(time.perf_counter() - began, self._written_s)
+
+    @property
+    def last_step(self) -> int:
+        """Of the last snapshot; -1 before the first."""
+        return self._last
+
+    def wait(self) -> None:
+        """Until this rank's last snapshot is written, or could not be."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def close(self) -> None:
+        """Wait, and leave what has to stay. Collective."""
+        self.wait()
+        self._ranks.each(None)
+        if self._ranks.rank == 0:
+            self._tidy()
+        self._thread.shutdown()
+
+    def _facts(self) -> dict[str, Any]:
+        cfg = self._cfg
+        return {
+            "parts": self._ranks.size,
+            "sitting": self._sitting,
+            "zero_stage": cfg.engine.zero_stage,
+            "precision": cfg.engine.precision,
+            "versions": {name: metadata.version(name) for name in PACKAGES},
+            "store": self._store,
+            "config": cfg.model_dump(mode="json"),
+        }
+
+    def _write(self, folder: Place, files: dict[str, bytes], step: int) -> None:
+        began = time.perf_counter()
+        try:
+            checkpoint.write_part(folder, files, rank=self._ranks.rank)
+            if self._ranks.rank == 0:
+                self._tidy()
+        except (OSError, UserError) as error:
+            checkpoint.remove_part(folder, files)
+            line = (
+                f"step {step}: no checkpoint, {error}; training goes on, and the checkpoints "
+                f"before this one are as they were"
+            )
+            self._tell(Event("checkpoint_failed", line, {"step": step, "reason": str(error)}))
+        self._written_s = time.perf_counter() - began
+
+    def _tidy(self) -> None:
+        """Remove what need not stay; the newest complete one is never among it."""
+        found = checkpoint.complete(self._run)
+        for old in checkpoint.surplus(found, keep=self._cfg.save.keep):
+            checkpoint.remove(old.place)
+
+
+def resume(
+    engine: Engine,
+    run: Place,
+    *,
+    ranks: Ranks,
+    tell: Tell,
+    wanted: Callable[[Checkpoint], bool] = lambda _: True,
+) -> Checkpoint | None:
+    """Load the newest complete checkpoint that holds what was written. Collective.
+
+    One that does not is told and removed, and the one before is tried.
+
+    Args:
+        engine: Takes the state.
+        run: The run folder.
+        ranks: This worker among the others.
+        tell: Takes what a person should read.
+        wanted: Which checkpoints to look at.
+
+    Returns:
+        What was loaded; None where the run has no checkpoint that is wanted.
+
+    Raises:
+        UserError: The run has checkpoints, and none is whole.
+    """
+    known = [c for c in checkpoint.complete(run) if wanted(c)] if ranks.rank == 0 else []
+    known = ranks.told(known)
+    for found in known:
+        folder = _folder(found)
+        faults = [fault for fault in ranks.each(_fetch(found, folder, ranks)) if fault]
+        if not faults:
+            engine.load(folder)
+            _restore_random_state(folder, ranks=ranks, saved_ranks=found.state["parts"])
+        ranks.each(None)  # nobody removes what another still reads
+        if folder != found.place and ranks.local_rank == 0:
+            shutil.rmtree(folder)
+        if not faults:
+            return found
+        if ranks.rank == 0:
+            line = f"{found.place}: is damaged and is not used: {faults[0]}"
+            tell(Event("checkpoint_corrupt", line, {"step": found.step, "reason": faults[0]}))
+            checkpoint.remove(found.place)
+    if known:
+        raise UserError(
+            f"{run / checkpoint.FOLDER}: no checkpoint is whole; name another run, or remove this "
+            "folder to start again from step 0"
+        )
+    return None
+
+
+def _folder(found: Checkpoint) -> Path:
+    """Where a checkpoint can be read from on this node."""
+    if isinstance(found.place, Path):
+        return found.place
+    name = hashlib.sha256(str(found.place).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"glmae-checkpoint-{name}"
+
+
+def _fetch(found: Checkpoint, folder: Path, ranks: Ranks) -> str | None:
+    """See that a checkpoint holds what was written, and bring it to this node; what is wrong.
+
+    One rank of each node fetches from an object store; rank 0 reads a folder that all share.
+    """
+    shared = folder == found.place
+    if (ranks.rank if shared else ranks.local_rank) != 0:
+        return None
+    try:
+        for name, data in checkpoint.contents(found):
+            if not shared:
+                publish(folder / name, data)
+    except CorruptError as error:
+        return str(error)
+    return None
+
+
+def _random_state() -> bytes:
+    """Of the generators that this process has, though what is trained draws from none."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    state = {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate()}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _restore_random_state(folder: Path, *, ranks: Ranks, saved_ranks: int) -> None:
+    """As it was, where the workers are as many as they were."""
+    if ranks.size != saved_ranks:
+        return
+    state = torch.load(folder / f"rng-{ranks.rank}.pt", weights_only=True)
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    random.setstate(state["python"])

@@ -1,0 +1,182 @@
+"""One worker's time between a start and an end of the run: what follows each step."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import torch
+
+from glmae_ray.checkpoint import Checkpoint
+from glmae_ray.config import PretrainConfig
+from glmae_ray.engine import Engine
+from glmae_ray.errors import UserError
+from glmae_ray.jobs.interval import Interval
+from glmae_ray.jobs.meetings import Meetings, Orders
+from glmae_ray.jobs.saving import Saver, resume
+from glmae_ray.jobs.sittings import begin_sitting, ledger
+from glmae_ray.loop import StepInfo, held_out_reconstruction
+from glmae_ray.paths import to_place
+from glmae_ray.pipeline import fixed_batches
+from glmae_ray.ranks import Ranks
+from glmae_ray.samples import SampleMaker, sample_maker
+from glmae_ray.tracking import Record, RunLog, write_event
+from glmae_ray.watch import Event
+
+
+class Sitting:
+    """Logs, validates, saves, goes back, and ends, all workers at the same steps."""
+
+    def __init__(
+        self, cfg: PretrainConfig, engine: Engine, *, ranks: Ranks, maker: SampleMaker
+    ) -> None:
+        """Load the newest checkpoint and write down that a sitting begins. Collective.
+
+        Args:
+            cfg: The run, on as many workers as there are.
+            engine: Holds the module.
+            ranks: This worker among the others.
+            maker: That of the samples.
+        """
+        self._cfg, self._engine, self._ranks, self._maker = cfg, engine, ranks, maker
+        self._run = to_place(cfg.run)
+        self.tell = functools.partial(write_event, self._run, rank=ranks.rank)
+        found = resume(engine, self._run, ranks=ranks, tell=self.tell)
+        self.start = found.step if found else 0
+        self._passed: list[list[int]] = found.state["passed"] if found else []
+        number = self._begin(found)
+        self._saver = Saver(self._run, cfg=cfg, ranks=ranks, sitting=number, tell=self.tell)
+        self._meetings = Meetings(cfg, ranks=ranks, start=self.start)
+        self._ledger = ledger(self._run, cfg=cfg, sitting=number, rank=ranks.rank)
+        self._log: RunLog | None = None
+        if ranks.rank == 0:
+            self._log = RunLog(self._run, step=self.start, tensorboard=cfg.log.tensorboard)
+        self._interval = Interval(cfg, log=self._log)
+        self._held_out = self._make_held_out()
+        self._gone_back_to: set[str] = set()
+
+    def _begin(self, found: Checkpoint | None) -> int:
+        """Write down that the sitting begins; its number."""
+        if self._ranks.rank != 0:
+            return self._ranks.told(-1)
+        name = found.place.name if found else None
+        return self._ranks.told(
+            begin_sitting(self._run, start=self.start, workers=self._ranks.size, checkpoint=name)
+        )
+
+    def _make_held_out(self) -> list[dict[str, torch.Tensor]]:
+        cfg, ranks = self._cfg, self._ranks
+        if not cfg.loss.reconstructed:
+            return []
+        maker = sample_maker(cfg, split="val", kinds=cfg.loss.reconstructed)
+        if not len(maker.index):
+            return []
+        return fixed_batches(
+            maker,
+            samples=max(ranks.size, cfg.validation.samples),
+            rank=ranks.rank,
+            workers=ranks.size,
+            device=self._engine.device,
+        )
+
+    def after_step(self, info: StepInfo) -> bool:
+        """Do what is due after a step; whether the run goes on. Collective."""
+        cfg, step = self._cfg, info.step
+        last = step == cfg.steps
+        self._interval.add(info)
+        if self._ledger:
+            self._ledger(step)
+        orders = self._meetings.after(step) or Orders(step)
+        if step % cfg.log.every_steps == 0 or last or orders.save:
+            for event in self._interval.write(self._engine, maker=self._maker):
+                self.tell(event)
+            if self._interval.skips_in_a_row >= cfg.optim.rewind_after and not last:
+                self._go_back(step)
+        val_loss = None
+        if step % cfg.validation.every_steps == 0 or last:
+            val_loss = self.validate(step=step)
+        if step % cfg.save.every_steps == 0 or last or orders.save:
+            wait = last or orders.leaving or orders.stop is not None
+            self._save(step, val_loss=val_loss, wait=wait)
+        return orders.stop is None
+
+    def validate(self, *, step: int) -> float | None:
+        """Measure the held-out reconstruction and paint the pictures; its loss. Collective."""
+        if not self._held_out:
+            return None
+        began = time.perf_counter()
+        figures = held_out_reconstruction(self._engine, self._held_out)
+        if self._cfg.log.pictures:
+            self._paint(step)
+        self._write_aside(step, began, {"val_reconstruction": figures})
+        return figures["loss"]
+
+    def close(self) -> None:
+        """End the sitting: what was saved is written. Collective."""
+        self._saver.close()
+
+    def _save(self, step: int, *, val_loss: float | None, wait: bool) -> None:
+        began = time.perf_counter()
+        state: dict[str, Any] = {
+            "step": step,
+            "samples": step * self._cfg.global_batch,
+            "passed": self._passed,
+            "val_loss": val_loss,
+        }
+        saved = self._saver.save(self._engine, state=state, wait=wait)
+        self._meetings.saved(took_s=saved.held_s + saved.written_s)
+        self._write_aside(step, began, {"save_s": saved.held_s})
+
+    def _go_back(self, step: int) -> None:
+        """Take the weights of the last good checkpoint, and go on behind the samples so far."""
+        bad = step - self._interval.skips_in_a_row
+        self._saver.wait()
+        self._ranks.each(None)
+        found = resume(
+            self._engine,
+            self._run,
+            ranks=self._ranks,
+            tell=self.tell,
+            wanted=lambda c: c.step <= bad and c.place.name not in self._gone_back_to,
+        )
+        if found is None:
+            raise UserError(
+                f"step {step}: {self._interval.skips_in_a_row} steps in a row were skipped for "
+                "numbers that are not finite, and there is no earlier checkpoint to go back to; "
+                "see events.jsonl for their cases, and try a lower optim.base_lr or "
+                "engine.precision=float32"
+            )
+        self._gone_back_to.add(found.place.name)
+        self._passed = [*self._passed, [found.step, step]]
+        self._interval.forget_skips()
+        if self._ranks.rank == 0:
+            facts = {"step": step, "to": found.step, "checkpoint": found.place.name}
+            line = (
+                f"step {step}: {self._cfg.optim.rewind_after} or more steps in a row were skipped; "
+                f"weights, moments, teacher and centre are those of step {found.step} again, and "
+                f"the samples of steps {found.step + 1} to {step} are left behind"
+            )
+            self.tell(Event("went_back", line, facts))
+
+    @torch.no_grad()
+    def _paint(self, step: int) -> None:
+        self._engine.train(False)
+        pictures = self._engine(self._held_out[0], task="picture")
+        self._engine.train(True)
+        for kind, picture in pictures.items():
+            panels = {
+                "original": picture.original,
+                "masked": picture.masked,
+                "reconstruction": picture.reconstructed,
+            }
+            # First sample, first view, first channel.
+            arrays = {title: volume[0, 0, 0].cpu().numpy() for title, volume in panels.items()}
+            if self._log is not None:
+                self._log.picture(kind, arrays, step=step)
+
+    def _write_aside(self, step: int, began: float, record: Record) -> None:
+        """A record of what was done beside training, and how long it took."""
+        if self._log is not None:
+            aside = {"step": step, "samples": step * self._cfg.global_batch} | record
+            self._log.write(aside | {"aside_s": time.perf_counter() - began})

@@ -1,0 +1,80 @@
+"""Stop politely: a signal to the driver becomes a wish that the workers read where they meet."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from ray.experimental import internal_kv
+
+from glmae_ray.errors import StoppedError
+
+_NAMESPACE = b"glmae-stop"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def stop_requested(run: str) -> str | None:
+    """Name of the signal that asked a run to stop; None where none did."""
+    found = internal_kv._internal_kv_get(run.encode(), namespace=_NAMESPACE)
+    return None if found is None else found.decode()
+
+
+def fit_or_stop(fit: Callable[[], Any], *, run: str) -> None:
+    """Run `fit` to its end; SIGINT or SIGTERM asks the workers to save and end, a second leaves.
+
+    Ray Train's own handler would end the workers where they are.
+
+    Args:
+        fit: Trains; returns when the workers have ended.
+        run: Which run is asked to stop.
+
+    Raises:
+        StoppedError: `fit` ended after a signal.
+        KeyboardInterrupt: A second signal came before that.
+    """
+    ended, outcome = threading.Event(), _Outcome()
+
+    def train() -> None:
+        try:
+            fit()
+        except BaseException as error:
+            outcome.error = error
+        finally:
+            ended.set()
+
+    def ask(number: int, _: FrameType | None) -> None:
+        if outcome.signal is not None:
+            raise KeyboardInterrupt
+        outcome.signal = number
+        name = signal.Signals(number).name
+        print(f"{name}: saving a checkpoint, then leaving; again: leave at once", file=sys.stderr)
+        internal_kv._internal_kv_put(run.encode(), name.encode(), True, namespace=_NAMESPACE)
+
+    internal_kv._internal_kv_del(run.encode(), namespace=_NAMESPACE)
+    if threading.current_thread() is not threading.main_thread():
+        fit()  # no signal comes here
+        return
+    before = {number: signal.signal(number, ask) for number in _SIGNALS}
+    try:
+        threading.Thread(target=train, daemon=True, name="fit").start()
+        while not ended.wait(0.2):  # a signal is handled between two waits
+            pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        internal_kv._internal_kv_del(run.encode(), namespace=_NAMESPACE)
+    if outcome.error is not None:
+        raise outcome.error
+    if outcome.signal is not None:
+        raise StoppedError(outcome.signal)
+
+
+class _Outcome:
+    """What the two threads know of each other."""
+
+    signal: int | None = None
+    error: BaseException | None = None

@@ -1,0 +1,97 @@
+"""Run the workers of a pre-training run under Ray Train, and say in a line why they failed."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from glmae_ray.config import PretrainConfig
+from glmae_ray.jobs.allotment import Allotment
+from glmae_ray.jobs.pretrain_worker import train_worker
+from glmae_ray.jobs.profiles import PROFILES, Profile
+from glmae_ray.jobs.sittings import last_start
+from glmae_ray.jobs.stopping import fit_or_stop
+from glmae_ray.paths import to_place
+from glmae_ray.pipeline import PlannedDataConfig, PlannedShards
+from glmae_ray.samples import sample_maker
+
+_NAME = "ray"  # of Ray Train's folder in the run folder; nothing in it is needed to continue
+
+
+class TrainingError(Exception):
+    """The workers of a run failed, and it was not to be tried again."""
+
+
+def train(cfg: PretrainConfig, allotment: Allotment) -> None:
+    """Train until the steps are done; workers that fail start again from the newest checkpoint.
+
+    Raises:
+        StoppedError: A signal came, the workers saved their state and ended.
+        TrainingError: They failed more often than the profile allows.
+    """
+    maker = sample_maker(cfg, split="train", kinds=cfg.loss.kinds)
+    start = functools.partial(last_start, to_place(cfg.run))
+    shards = PlannedShards(maker, cfg, start)
+    profile = PROFILES[cfg.resources.profile]
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=cfg.model_dump(mode="json"),
+        scaling_config=_scaling(cfg, allotment, profile),
+        run_config=ray.train.RunConfig(
+            name=_NAME, failure_config=_failures(cfg, profile), **_storage(cfg)
+        ),
+        datasets={"train": lambda: shards},
+        dataset_config=PlannedDataConfig(),
+    )
+    try:
+        fit_or_stop(trainer.fit, run=cfg.run)
+    except ray.train.TrainingFailedError as error:
+        raise TrainingError(_reason(error)) from error
+
+
+def _scaling(
+    cfg: PretrainConfig, allotment: Allotment, profile: Profile
+) -> ray.train.ScalingConfig:
+    options: dict[str, Any] = {}
+    if not isinstance(cfg.resources.workers, int):
+        options["elastic_resize_monitor_interval_s"] = profile.elastic_resize_monitor_interval_s
+    return ray.train.ScalingConfig(
+        num_workers=cfg.resources.workers,
+        use_gpu=allotment.gpu,
+        resources_per_worker={"CPU": allotment.cpus, "GPU": 1 if allotment.gpu else 0},
+        **options,
+    )
+
+
+def _failures(cfg: PretrainConfig, profile: Profile) -> ray.train.FailureConfig:
+    stated = cfg.resources.max_failures
+    return ray.train.FailureConfig(
+        max_failures=profile.max_failures if stated is None else stated,
+        controller_failure_limit=profile.controller_failure_limit,
+        max_preemption_failures=profile.max_preemption_failures,
+        relax_collectives_on_preemption=profile.relax_collectives_on_preemption,
+        preemption_grace_s=profile.preemption_grace_s,
+    )
+
+
+def _storage(cfg: PretrainConfig) -> dict[str, Any]:
+    """The run folder as Ray Train takes it: it sees that every node reaches it."""
+    place = to_place(cfg.run)
+    if isinstance(place, Path):
+        return {"storage_path": str(place)}
+    filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(place.fs))
+    return {"storage_path": place.path, "storage_filesystem": filesystem}
+
+
+def _reason(error: ray.train.TrainingFailedError) -> str:
+    """The first rank that failed, and what it said last."""
+    failures = getattr(error, "worker_failures", {})
+    for rank, failure in sorted(failures.items()):
+        lines = str(failure).strip().splitlines() or [repr(failure)]
+        return f"rank {rank}: {lines[-1].strip()}"
+    return str(getattr(error, "controller_failure", error)).strip().splitlines()[-1]
