@@ -12,6 +12,7 @@ from ray.train.torch import TorchTrainer
 
 from glmae_ray.config import PretrainConfig
 from glmae_ray.jobs.allotment import Allotment
+from glmae_ray.jobs.cluster_view import fresh_view
 from glmae_ray.jobs.pretrain_worker import train_worker
 from glmae_ray.jobs.profiles import PROFILES, Profile
 from glmae_ray.jobs.sittings import last_start
@@ -49,7 +50,8 @@ def train(cfg: PretrainConfig, allotment: Allotment) -> None:
         dataset_config=PlannedDataConfig(),
     )
     try:
-        fit_or_stop(trainer.fit, run=cfg.run)
+        with fresh_view():
+            fit_or_stop(trainer.fit, run=cfg.run)
     except ray.train.TrainingFailedError as error:
         raise TrainingError(_reason(error)) from error
 

@@ -15,11 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import psutil
 from ray._raylet import GcsClient
@@ -47,10 +47,8 @@ class Node:
     process: psutil.Popen
 
     def processes(self) -> list[psutil.Process]:
-        """All that run on it now, the raylet before its workers."""
-        with suppress(psutil.Error):
-            return [self.process, *self.process.children(recursive=True)]
-        return []
+        """All that run on it now."""
+        return _session(self.process.pid)
 
     def raylet(self) -> psutil.Process:
         """The process that is Ray on this node."""
@@ -85,10 +83,10 @@ class LoopbackCluster:
         self._env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
         self._env.pop("RAY_ADDRESS", None)
         self._env |= env
-        self._started = 0
+        self._started: list[psutil.Popen] = []
         self.nodes: list[Node] = []
-        self._start_head()
         try:
+            self._start_head()
             for _ in range(nodes):
                 self.add_node()
         except BaseException:
@@ -119,23 +117,24 @@ class LoopbackCluster:
 
     def add_node(self) -> Node:
         """Start a node and wait until Ray knows it."""
-        self._started += 1
-        address = f"127.0.0.{10 + self._started}"
+        address = f"127.0.0.{10 + len(self._started)}"
         options = [f"--address={self.address}", f"--node-ip-address={address}"]
         options += [f"--num-cpus={self._cpus:g}", "--include-log-monitor=False"]
         process = self._ray_start(address, *options)
-        node = Node(address, self._id_of(address, process), process)
-        self.nodes.append(node)
-        return node
+        self.nodes.append(Node(address, self._id_of(address, process), process))
+        return self.nodes[-1]
 
     def _ray_start(self, name: str, *options: str) -> psutil.Popen:
         common = ["--block", f"--object-store-memory={_STORE_BYTES}"]
         common += ["--dashboard-agent-listen-port=0", "--disable-usage-stats"]
         command = [str(Path(sys.executable).with_name("ray")), "start", *common, *options]
         with (self._folder / f"{name}.log").open("w") as log:
-            return psutil.Popen(
+            # Each a session of its own, by which orphans are found as well.
+            process = psutil.Popen(
                 command, env=self._env, stdout=log, stderr=log, start_new_session=True
             )
+        self._started.append(process)
+        return process
 
     def _id_of(self, address: str, process: psutil.Popen) -> str:
         return _wait(f"node {address}", process, lambda: self._alive().get(address))
@@ -194,24 +193,23 @@ class LoopbackCluster:
         _kill(self.head.processes())
 
     def stop(self) -> None:
-        """End everything that was started."""
-        for node in [*self.nodes, self.head] if hasattr(self, "head") else self.nodes:
-            _kill(node.processes())
-        _kill(self._left())
+        """End everything that was started, with what was lost and has left something."""
+        for process in self._started:
+            _kill(_session(process.pid))
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _left(self) -> Iterator[psutil.Process]:
-        """What has outlived its node: processes that name this cluster's folder."""
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.uids().real == os.getuid() and self._names_folder(process):
-                    yield process
 
-    def _names_folder(self, process: psutil.Process) -> bool:
-        return any(f"{self._folder}/" in word for word in process.cmdline())
+def _session(leader: int) -> list[psutil.Process]:
+    """Processes of the session that a process began, which may have ended."""
+    found = []
+    for pid in psutil.pids():
+        with suppress(OSError, psutil.Error):
+            if os.getsid(pid) == leader:
+                found.append(psutil.Process(pid))
+    return found
 
 
-def _kill(processes: Any) -> None:
+def _kill(processes: list[psutil.Process]) -> None:
     """SIGKILL, and wait until they are gone."""
     ended = []
     for process in processes:
