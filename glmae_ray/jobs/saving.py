@@ -26,6 +26,7 @@ from glmae_ray.jobs.machine import PACKAGES
 from glmae_ray.jobs.store_changes import ENVIRONMENT, StoreFacts
 from glmae_ray.paths import Place, publish, read_file
 from glmae_ray.ranks import Ranks
+from glmae_ray.tracking import flush
 from glmae_ray.watch import Event
 
 Tell = Callable[[Event], None]
@@ -133,6 +134,7 @@ class Saver:
     def _write(self, folder: Place, files: dict[str, bytes], step: int) -> None:
         began = time.perf_counter()
         try:
+            flush(self._run)  # a checkpoint does not come before the records of its steps
             checkpoint.write_part(folder, files, rank=self._ranks.rank)
         except (OSError, UserError) as error:
             self._failed = folder

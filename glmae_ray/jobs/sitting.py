@@ -24,7 +24,7 @@ from glmae_ray.paths import to_place
 from glmae_ray.pipeline import fixed_batches
 from glmae_ray.ranks import Ranks
 from glmae_ray.samples import SampleMaker, sample_maker
-from glmae_ray.tracking import Record, RunLog, write_event
+from glmae_ray.tracking import CLOSE_S, Record, RunLog, flush, write_event
 from glmae_ray.watch import Event
 
 
@@ -124,6 +124,9 @@ class Sitting:
         """End the sitting: what was saved is written. Collective."""
         self._hang.close()
         self._saver.close()
+        if self._log is not None:
+            self._log.close()
+        flush(self._run, timeout_s=CLOSE_S)
 
     def _save(self, step: int, *, val_loss: float | None, wait: bool) -> None:
         began = time.perf_counter()
