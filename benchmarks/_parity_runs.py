@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from benchmarks._loader_processes import Used, used
 from glmae_ray.config import PretrainConfig
-from glmae_ray.config_loading import build
+from glmae_ray.config_loading import build, merge
 from glmae_ray.tracking import METRICS, read_metrics
 
 _LOOK_S = 0.01
@@ -80,9 +80,9 @@ def run(way: str, feed: str, tree: dict[str, Any], *, plan: Plan, folder: Path) 
         RuntimeError: They failed.
     """
     folder.mkdir()
-    # JSON is YAML too.
-    (folder / "config.yaml").write_text(json.dumps(tree | _quiet(plan, run=folder / "run")))
-    cfg = build(PretrainConfig, tree | _quiet(plan, run=folder / "run"))
+    tree = merge(tree, _quiet(plan, run=folder / "run"))
+    cfg = build(PretrainConfig, tree)
+    (folder / "config.yaml").write_text(json.dumps(tree))  # JSON is YAML too
     said, environment = folder / "said.txt", _environment()
     with said.open("w") as file:
         began = time.monotonic()

@@ -91,11 +91,9 @@ def measure(wanted: Series, tree: dict[str, Any], effort: Effort) -> Found:
         for (case, feed), times in found.items():
             cfg = case.config(tree).model_dump(mode="json")
             times.append(fit(Job(cfg, feed, threads=1, apart=feed == MEMORY, **rounds)))
-            step = statistics.median(times[-1].together)
-            print(
-                f"{case.workers} workers, {feed}: {case.global_batch / step:.4g} samples/s",
-                flush=True,
-            )
+            rate = case.global_batch / statistics.median(times[-1].together)
+            what = f"{case.workers} workers, batch of {case.global_batch}, {feed}"
+            print(f"{what}: {rate:.4g} samples/s", flush=True)
     return found
 
 

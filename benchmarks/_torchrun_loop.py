@@ -78,7 +78,7 @@ def plain_steps(
     if together:
         # The module itself keeps its only buffer, the centre, the same on all ranks.
         model = DistributedDataParallel(
-            module, broadcast_buffers=False, gradient_as_bucket_view=True
+            module, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
     for step in range(cfg.steps):
         now, losses = schedule(step, cfg=cfg), []
