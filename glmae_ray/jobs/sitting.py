@@ -87,7 +87,7 @@ class Sitting:
         )
 
     def after_step(self, info: StepInfo) -> bool:
-        """Do what is due after a step; whether the run goes on. Collective."""
+        """Do what is due after a step; whether the run goes on, or is done. Collective."""
         cfg, step = self._cfg, info.step
         last = step == cfg.steps
         self._hang.beat(step)
@@ -103,11 +103,13 @@ class Sitting:
         val_loss = None
         if step % cfg.validation.every_steps == 0 or last:
             val_loss = self.validate(step=step)
-        if step % cfg.save.every_steps == 0 or last or orders.save:
+        # Amid skipped steps nothing is new, and what can be gone back to would be pushed out.
+        due = step % cfg.save.every_steps == 0 and not self._interval.skips_in_a_row
+        if due or last or orders.save:
             wait = last or orders.leaving or orders.stop is not None
             self._save(step, val_loss=val_loss, wait=wait)
         self._hang.beat(step)
-        return orders.stop is None
+        return orders.stop is None or last
 
     def validate(self, *, step: int) -> float | None:
         """Measure the held-out reconstruction and paint the pictures; its loss. Collective."""
