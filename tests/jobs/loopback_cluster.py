@@ -81,6 +81,8 @@ class LoopbackCluster:
         # Short, because sockets lie in it.
         self._folder = Path(tempfile.mkdtemp(prefix="loop", dir="/tmp"))
         self._env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+        # Nodes share these cores: a thread that waits for another must not keep one busy.
+        self._env |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
         self._env.pop("RAY_ADDRESS", None)
         self._env |= env
         self._started: list[psutil.Popen] = []

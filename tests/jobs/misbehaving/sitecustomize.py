@@ -1,8 +1,8 @@
 """Imported by every Python that has this folder on its path: one rank misbehaves at one step.
 
-GLMAE_TEST_FAULT is JSON: `rank`; `call`, of `Engine.step` in a process, from 1; `what`, `raise` or
-`hang`; `marks`, a folder; `times`, how often it happens over all processes, each of which leaves a
-mark there.
+GLMAE_TEST_FAULT names a folder. In its `fault.json`, where there is one: `rank`; `call`, of
+`Engine.step` in a process, from 1; `what`, `raise` or `hang`; and `times`, how often it happens
+over all processes, each of which leaves a mark in the folder.
 """
 
 from __future__ import annotations
@@ -36,20 +36,23 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def load_and_change(module: ModuleType) -> None:
             load(module)
-            _change(module, json.loads(os.environ["GLMAE_TEST_FAULT"]))
+            _change(module, Path(os.environ["GLMAE_TEST_FAULT"]))
 
         spec.loader.exec_module = load_and_change  # type: ignore[method-assign]
         return spec
 
 
-def _change(module: ModuleType, fault: dict[str, Any]) -> None:
+def _change(module: ModuleType, folder: Path) -> None:
+    if not (folder / "fault.json").exists():
+        return
+    fault = json.loads((folder / "fault.json").read_text())
     step, calls = module.Engine.step, 0
 
     def misbehave(engine: Any, *args: Any, **options: Any) -> None:
         nonlocal calls
         calls += 1
         here = os.environ.get("RANK") == str(fault["rank"]) and calls == fault["call"]
-        if here and _may_happen(Path(fault["marks"]), fault["times"]):
+        if here and _may_happen(folder, fault["times"]):
             if fault["what"] == "hang":
                 time.sleep(3600)
             raise ValueError("the optimizer is on strike")
@@ -58,10 +61,10 @@ def _change(module: ModuleType, fault: dict[str, Any]) -> None:
     module.Engine.step = misbehave
 
 
-def _may_happen(marks: Path, times: int) -> bool:
-    if len(list(marks.iterdir())) >= times:
+def _may_happen(folder: Path, times: int) -> bool:
+    if len(list(folder.glob("mark-*"))) >= times:
         return False
-    (marks / f"{time.time_ns()}").touch()
+    (folder / f"mark-{time.time_ns()}").touch()
     return True
 
 
