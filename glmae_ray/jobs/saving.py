@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import random
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from glmae_ray import checkpoint
-from glmae_ray.checkpoint import Checkpoint, CorruptError
 from glmae_ray.config import PretrainConfig
 from glmae_ray.engine import Engine
 from glmae_ray.errors import UserError
 from glmae_ray.jobs.machine import PACKAGES
 from glmae_ray.jobs.random_state import name_of, random_state
 from glmae_ray.jobs.store_changes import ENVIRONMENT, StoreFacts
-from glmae_ray.paths import Place, publish, read_file
+from glmae_ray.paths import Place, read_file
 from glmae_ray.ranks import Ranks
 from glmae_ray.tracking import flush
 from glmae_ray.watch import Event
