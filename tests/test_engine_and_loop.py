@@ -63,7 +63,7 @@ def train(words: list[str], folder: str) -> dict[str, list[float]]:
         if info.step == 3:
             for name, data in engine.snapshot().items():
                 publish(Path(folder) / name, data)
-    held_out.append(held_out_reconstruction(engine, [make_batch(cfg)])["r2"])
+    held_out.append(held_out_reconstruction(engine, [(make_batch(cfg), 1.0)])["r2"])
     with engine.whole_parameters():
         teacher = [p.square().sum().item() for p in engine.module.teacher_encoder.parameters()]
     again = build_engine(cfg)
@@ -72,7 +72,7 @@ def train(words: list[str], folder: str) -> dict[str, list[float]]:
         mean_over_workers(info.outputs)["loss"]
         for info in train_steps(again, batches(cfg), cfg=cfg, start=3)
     ]
-    held_out.append(held_out_reconstruction(again, [make_batch(cfg)])["r2"])
+    held_out.append(held_out_reconstruction(again, [(make_batch(cfg), 1.0)])["r2"])
     center = engine.module.center.tolist()
     found = {"losses": losses, "norms": norms, "resumed": resumed, "held_out": held_out}
     return {**found, "teacher": teacher, "center": center}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -12,25 +10,13 @@ from ray.train.v2.api.preemption import PreemptionInfo
 from glmae_ray.jobs import meetings
 from glmae_ray.jobs.meetings import Meetings, Orders
 from tests.conftest import tiny_config
-from tests.jobs.fakes import ALONE, Thread, on_threads
+from tests.jobs.fakes import ALONE, Outside, Thread, on_threads
 
 
-@dataclass
-class World:
-    """Clock, signals and notices as the workers find them.
+class World(Outside):
+    """The same with a clock, in seconds."""
 
-    Attributes:
-        now: In seconds.
-        notice: Of Ray, that nodes go away.
-        stop: Name of a signal that the driver was given.
-        resize: Whether Ray waits to change the number of workers.
-    """
-
-    now: float = 1000.0
-    notice: PreemptionInfo | None = None
-    stop: str | None = None
-    resize: bool = False
-    asked: int = 0  # for notices
+    now = 1000.0
 
     def monotonic(self) -> float:
         return self.now
@@ -38,24 +24,14 @@ class World:
     def time(self) -> float:
         return self.now + 1.7e9  # another clock
 
-    def get_notice(self) -> PreemptionInfo | None:
-        self.asked += 1
-        return self.notice
-
     def goes(self, *nodes: str, in_s: float | None) -> None:
         """Announce that nodes go away."""
         deadline = None if in_s is None else int(1000 * (self.time() + in_s))
         self.notice = PreemptionInfo(deadline, {node: [0] for node in nodes})
 
-    def resized(self, _: str) -> None:
-        self.resize = False
-
     def put_into(self, patch: pytest.MonkeyPatch) -> World:
+        super().put_into(patch)
         patch.setattr(meetings, "time", self)
-        patch.setattr("ray.train.get_preemption_info", self.get_notice)
-        patch.setattr(meetings, "stop_requested", lambda _: self.stop)
-        patch.setattr(meetings, "save_wanted", lambda _: self.resize)
-        patch.setattr(meetings, "save_done", self.resized)
         return self
 
 
@@ -247,7 +223,7 @@ def test_all_workers_do_what_the_first_finds_and_each_asks_ray_equally_often(wor
     first, second, third = on_threads(3, work)
     assert first == second == third
     assert [step for step, _ in first] == [1, 3, 5, 7]
-    assert world.asked == 3 * 4
+    assert world.notices_asked == 3 * 4
 
 
 def test_only_the_first_worker_lets_others_go_on(world):
