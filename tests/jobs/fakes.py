@@ -39,6 +39,7 @@ class Weights:
 
     def load(self, folder: Path, *, saved_workers: int) -> None:
         self.content = (folder / self._name).read_bytes()
+        self.saved_workers = saved_workers
 
     def gradient_norm(self) -> float:
         return 1.0

@@ -202,6 +202,7 @@ class Memory:
 
     def load(self, folder: Path, *, saved_workers: int) -> None:
         """Rank 0 takes over what all ranks knew, however many they were."""
+        assert len(list(folder.glob("shown-*.json"))) == saved_workers
         if ray.train.get_context().get_world_rank() == 0:
             self.shown = read_memory(folder)
 
