@@ -208,6 +208,8 @@ class Engine:
             self._load(folder, SAVED)
 
     def _load(self, folder: Path, tag: str) -> None:
+        if not any((folder / tag).glob("*_model_states.pt")):
+            raise FileNotFoundError(f"{folder / tag}: holds no checkpoint")
         loaded, state = self._engine.load_checkpoint(str(folder), tag=tag)
         if loaded is None:
             raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint to load")
