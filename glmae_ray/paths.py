@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -96,6 +96,26 @@ def names_in(place: Place) -> set[str]:
     if isinstance(place, Path):
         return set(os.listdir(place)) if place.is_dir() else set()
     return s3.names_in(place)
+
+
+def stamps(folder: Place, start: str) -> dict[str, str]:
+    """Files whose path below a folder begins so -> a text that changes with their content.
+
+    Raises:
+        UserError: The object store refuses (see `plain_errors`).
+        OSError: It fails.
+    """
+    if not isinstance(folder, Path):
+        return s3.stamps_below(folder, start)
+    found = {}
+    for top in folder.glob(f"{start}*"):
+        for path in [top, *top.rglob("*")]:
+            with suppress(FileNotFoundError):  # gone since it was listed
+                facts = path.stat()
+                if path.is_file():
+                    name = path.relative_to(folder).as_posix()
+                    found[name] = f"{facts.st_ino} {facts.st_mtime_ns} {facts.st_size}"
+    return found
 
 
 def folders_with(place: Place, name: str) -> list[str]:

@@ -78,6 +78,13 @@ def objects_below(place: UPath) -> list[str]:
         return place.fs.find(place.parent.path, prefix=f"{place.name}/")
 
 
+def stamps_below(place: UPath, start: str) -> dict[str, str]:
+    """Objects whose path below a folder begins so -> ETag, which follows from the content."""
+    with plain_errors(place):
+        found = place.fs.find(place.path, prefix=start, detail=True)
+    return {path.removeprefix(f"{place.path}/"): facts["ETag"] for path, facts in found.items()}
+
+
 def delete_objects(place: UPath, objects: list[str]) -> None:
     """Delete objects, given as BUCKET/KEY, of the bucket of a place.
 

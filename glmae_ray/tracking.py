@@ -1,58 +1,61 @@
-"""What a run leaves for people: metrics.jsonl, TensorBoard, pictures, summary, progress."""
+"""What a run leaves for people: metrics.jsonl, TensorBoard, pictures, events, summary, progress.
+
+An object store has it a few seconds late; `flush` waits for it.
+"""
 
 from __future__ import annotations
 
+import io
 import json
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from glmae_ray.paths import publish
+from glmae_ray.journal import EVENTS, METRICS, LineFiles, Record, by_time, read_lines
+from glmae_ray.paths import Place, publish
 from glmae_ray.pictures import draw_panels
+from glmae_ray.scribe import Board, scribe_of
+from glmae_ray.terminal import follow
 
-METRICS = "metrics.jsonl"
-EVENTS = "events.jsonl"
-_PLAIN_LINE_S = 10.0
+__all__ = [
+    *("EVENTS", "METRICS", "Record", "RunLog", "flush", "progress", "read_events"),
+    *("read_metrics", "summarise", "write_event"),
+]
+
+FLUSH_S = 10.0  # that a checkpoint may wait for records; a store that answers takes less than one
+CLOSE_S = 60.0  # that the end of a run may wait
 # Parts of a run that follow one another.
 _SECONDS = ("first_batch_s", "interval_s", "aside_s")
-
-Record = dict[str, Any]
 
 
 class RunLog:
     """Writes one record a logged step; opened by rank 0 only."""
 
-    def __init__(self, run: Path, *, step: int, tensorboard: bool) -> None:
+    def __init__(self, run: Place, *, step: int, tensorboard: bool) -> None:
         """Continue after `step`; records beyond it belong to work that was lost and go.
 
         Args:
             run: The run folder.
             step: Steps that the resumed checkpoint had done.
             tensorboard: Also write event files to RUN/tensorboard.
-        """
-        self._run = run
-        kept = [json.dumps(r) for r in read_metrics(run) if r["step"] <= step and step > 0]
-        publish(run / METRICS, "".join(line + "\n" for line in kept))
-        self._writer = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        Raises:
+            UserError: The object store refuses to tell what was there.
+            OSError: The disk or the object store fails.
+        """
+        self._scribe = scribe_of(run)
+        kept = [r for r in read_metrics(run) if r["step"] <= step and step > 0]
+        self._metrics = self._scribe.rewrite(METRICS, kept)
+        self._board = Board(run, step=step) if tensorboard else None
 
     def write(self, record: Record) -> None:
         """Append a record; nested names become `group/name` in TensorBoard."""
-        with (self._run / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        if self._writer is not None:
-            for name, value in _flat(record):
-                self._writer.add_scalar(name, value, record["step"])
-            self._writer.flush()
+        self._metrics.append(record)
+        if self._board is not None:
+            self._board.write(record)
 
     def picture(self, name: str, panels: dict[str, np.ndarray], *, step: int) -> None:
         """Write RUN/pictures/NAME_STEP.png: panels side by side, axial above coronal slices.
@@ -62,12 +65,29 @@ class RunLog:
             panels: Title -> (Z, Y, X) volume in [0, 1], NaN where masked.
             step: Steps done.
         """
-        path = self._run / "pictures" / f"{name}_{step:07d}.png"
-        path.parent.mkdir(exist_ok=True)
-        figure = draw_panels(panels)
-        figure.savefig(path, dpi=100)
-        if self._writer is not None:
-            self._writer.add_figure(f"pictures/{name}", figure, step)
+        figure, png = draw_panels(panels), io.BytesIO()
+        figure.savefig(png, dpi=100, format="png")
+        self._scribe.write_file(f"pictures/{name}_{step:07d}.png", png.getvalue())
+        if self._board is not None:
+            self._board.picture(f"pictures/{name}", figure, step=step)
+
+    def flush(self, *, timeout_s: float = FLUSH_S) -> bool:
+        """Have all that was written in the store, as before a checkpoint counts; whether it is."""
+        return self._scribe.flush(timeout_s=timeout_s)
+
+    def close(self, *, timeout_s: float = CLOSE_S) -> bool:
+        """End; whether all that was written is in the store."""
+        if self._board is not None:
+            self._board.close()
+        return self._scribe.flush(timeout_s=timeout_s)
+
+
+def flush(run: Place, *, timeout_s: float = FLUSH_S) -> bool:
+    """Wait until an object store has what this process wrote of a run; whether it has.
+
+    Every process calls it before it ends, and before what it wrote has to be found by others.
+    """
+    return scribe_of(run).flush(timeout_s=timeout_s)
 
 
 class Told(Protocol):
@@ -81,31 +101,34 @@ class Told(Protocol):
     def facts(self) -> dict[str, Any]: ...
 
 
-def write_event(run: Path, event: Told, *, rank: int) -> None:
-    """Append an event to RUN/events.jsonl; workers may write at the same time."""
-    record = {"event": event.kind, "rank": rank, "line": event.line, **event.facts}
-    with (run / EVENTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+def write_event(run: Place, event: Told, *, rank: int) -> None:
+    """Append an event to the run's; workers may write at the same time."""
+    scribe = scribe_of(run)
+    scribe.rank = rank
+    scribe.write_event({"event": event.kind, "rank": rank, "line": event.line, **event.facts})
 
 
-def read_events(run: Path) -> list[Record]:
-    """All events of a run, in order; a last line that is not yet complete is left out."""
-    return _read_lines(run / EVENTS)
+def read_events(run: Place) -> list[Record]:
+    """All events of a run, of all who wrote them, by time.
+
+    Raises:
+        UserError: The object store refuses.
+        OSError: It fails.
+    """
+    return by_time(LineFiles(run, EVENTS).read().values())
 
 
-def read_metrics(run: Path) -> list[Record]:
-    """All records of a run; a last line that a kill cut short is left out."""
-    return _read_lines(run / METRICS)
+def read_metrics(run: Place) -> list[Record]:
+    """All records of a run.
+
+    Raises:
+        UserError: The object store refuses.
+        OSError: It fails.
+    """
+    return read_lines(run / METRICS)
 
 
-def _read_lines(path: Path) -> list[Record]:
-    if not path.exists():
-        return []
-    *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines]
-
-
-def summarise(run: Path) -> Record:
+def summarise(run: Place) -> Record:
     """Write RUN/summary.json from the records of all sittings of the run, and return it."""
     records = read_metrics(run)
     trained = [r for r in records if "loss" in r]
@@ -134,84 +157,13 @@ def summarise(run: Path) -> Record:
 
 
 @contextmanager
-def progress(run: Path, *, steps: int) -> Iterator[None]:
+def progress(run: Place, *, steps: int) -> Iterator[None]:
     """Show the records of a run as they are written: a bar on a terminal, else plain lines."""
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(run, steps, stop), daemon=True)
+    thread = threading.Thread(target=follow, args=(run, steps, stop), daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
-
-
-def _follow(run: Path, steps: int, stop: threading.Event) -> None:
-    show = _Bar(steps) if sys.stderr.isatty() else _Lines(steps)
-    seen, told = 0, len(read_events(run))
-    while True:
-        last_look = stop.is_set()
-        for event in read_events(run)[told:]:
-            told += 1
-            if event["event"] != "stand_in":  # thousands of which there may be
-                print(event["line"], file=sys.stderr, flush=True)
-        records = [r for r in read_metrics(run) if "loss" in r]
-        if len(records) > seen:
-            seen = len(records)
-            show.update(records[-1])
-        if last_look:
-            show.close()
-            return
-        stop.wait(1.0)
-
-
-class _Bar:
-    """A tqdm bar with steps, loss, samples/s and the time left."""
-
-    def __init__(self, steps: int) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=steps, unit="step", dynamic_ncols=True)
-
-    def update(self, record: Record) -> None:
-        self._bar.set_postfix_str(
-            f"loss {record['loss']:.3f}, {record['samples_per_s']:.1f} samples/s", refresh=False
-        )
-        if self._bar.n == 0:
-            self._bar.initial = record["step"]  # steps of an earlier sitting took no time here
-        self._bar.update(record["step"] - self._bar.n)
-
-    def close(self) -> None:
-        self._bar.close()
-
-
-class _Lines:
-    """The same as plain lines, at most one every ten seconds."""
-
-    def __init__(self, steps: int) -> None:
-        self._steps, self._printed = steps, 0.0
-
-    def update(self, record: Record) -> None:
-        now, step = time.monotonic(), record["step"]
-        if now - self._printed < _PLAIN_LINE_S and step < self._steps:
-            return
-        self._printed = now
-        rate = record["interval_steps"] / record["interval_s"]
-        left = time.strftime("%H:%M:%S", time.gmtime((self._steps - step) / rate))
-        print(
-            f"step {step}/{self._steps}  loss {record['loss']:.3f}  "
-            f"{record['samples_per_s']:.1f} samples/s  {left} left",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def close(self) -> None:
-        """Nothing to clear."""
-
-
-def _flat(record: Record, prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in record.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}/")
-        elif name != "step":
-            yield prefix + name, value

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,8 @@ def train(words: list[str], folder: str) -> dict[str, list[float]]:
         losses.append(mean_over_workers(info.outputs)["loss"])
         norms.append(engine.gradient_norm())
         if info.step == 3:
-            for name, data in engine.snapshot().items():
-                publish(Path(folder) / name, data)
-    held_out.append(held_out_reconstruction(engine, [make_batch(cfg)])["r2"])
+            save(engine, Path(folder))
+    held_out.append(held_out_reconstruction(engine, [(make_batch(cfg), 1.0)])["r2"])
     with engine.whole_parameters():
         teacher = [p.square().sum().item() for p in engine.module.teacher_encoder.parameters()]
     again = build_engine(cfg)
@@ -74,10 +74,17 @@ def train(words: list[str], folder: str) -> dict[str, list[float]]:
         mean_over_workers(info.outputs)["loss"]
         for info in train_steps(again, batches(cfg), cfg=cfg, start=3)
     ]
-    held_out.append(held_out_reconstruction(again, [make_batch(cfg)])["r2"])
+    held_out.append(held_out_reconstruction(again, [(make_batch(cfg), 1.0)])["r2"])
     center = engine.module.center.tolist()
     found = {"losses": losses, "norms": norms, "resumed": resumed, "held_out": held_out}
     return {**found, "teacher": teacher, "center": center}
+
+
+def save(engine: Engine, folder: Path) -> None:
+    """Write a rank's files. Collective."""
+    for name, data in engine.snapshot().items():
+        publish(folder / name, data)
+    torch.distributed.barrier()
 
 
 def share_all_weights() -> None:
@@ -123,7 +130,7 @@ def in_own_process(
         # Else one may be gone while the other still sends, and gloo ends that process.
         "import torch.distributed as world; world.barrier(); world.destroy_process_group()"
     )
-    workers = 2 if {TWO, UNEVEN} & set(words) else 1
+    workers = 2 if UNEVEN in words else tiny_config(*words).resources.workers
     world = {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     world["MASTER_PORT"] = str(_free_port()) if workers > 1 else "0"
     ranks = [
@@ -137,9 +144,14 @@ def in_own_process(
         )
         for rank in range(workers)
     ]
+    try:
+        with ThreadPoolExecutor(workers) as pool:  # a rank that nobody reads from would wait
+            told = list(pool.map(lambda process: process.communicate(timeout=300), ranks))
+    finally:
+        for process in ranks:
+            process.kill()
     results = []
-    for process in ranks:
-        out, err = process.communicate(timeout=120)
+    for process, (out, err) in zip(ranks, told, strict=True):
         assert process.returncode == 0, err
         line = next(line for line in out.splitlines() if line.startswith("RESULT "))
         results.append(json.loads(line.removeprefix("RESULT ")))

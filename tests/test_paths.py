@@ -15,6 +15,7 @@ from glmae_ray.paths import (
     publish,
     read_file,
     remove_folder,
+    stamps,
     to_place,
 )
 from glmae_ray.s3 import server
@@ -120,3 +121,18 @@ def test_folders_are_found_by_the_file_they_hold_and_removed_with_it_first(tmp_p
     assert remove_folder(tmp_path / "a", first="done")
     assert not remove_folder(tmp_path / "a", first="done")
     assert names_in(tmp_path) == {"b", "half"}
+
+
+def test_a_stamp_changes_with_the_content_and_only_then(tmp_path):
+    assert stamps(tmp_path / "none", "events") == {}
+    publish(tmp_path / "events.jsonl", "1")
+    publish(tmp_path / "events" / "a.jsonl", "1")
+    publish(tmp_path / "metrics.jsonl", "1")
+    before = stamps(tmp_path, "events")
+    assert before.keys() == {"events.jsonl", "events/a.jsonl"}
+    assert stamps(tmp_path, "events") == before
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write("2")
+    publish(tmp_path / "events" / "a.jsonl", "2")
+    after = stamps(tmp_path, "events")
+    assert all(after[name] != before[name] for name in before)

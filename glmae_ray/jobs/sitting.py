@@ -17,14 +17,15 @@ from glmae_ray.jobs.hang import HangWatch
 from glmae_ray.jobs.interval import Interval
 from glmae_ray.jobs.meetings import Meetings, Orders
 from glmae_ray.jobs.profiles import PROFILES
-from glmae_ray.jobs.saving import Saver, resume
+from glmae_ray.jobs.resuming import resume
+from glmae_ray.jobs.saving import Saver
 from glmae_ray.jobs.sittings import begin_sitting, ledger, read_sittings
 from glmae_ray.loop import StepInfo, held_out_reconstruction
 from glmae_ray.paths import to_place
-from glmae_ray.pipeline import fixed_batches
+from glmae_ray.pipeline import FixedBatch, fixed_batches
 from glmae_ray.ranks import Ranks
 from glmae_ray.samples import SampleMaker, sample_maker
-from glmae_ray.tracking import Record, RunLog, write_event
+from glmae_ray.tracking import CLOSE_S, Record, RunLog, flush, write_event
 from glmae_ray.watch import Event
 
 
@@ -71,7 +72,7 @@ class Sitting:
             begin_sitting(self._run, start=self.start, workers=self._ranks.size, checkpoint=name)
         )
 
-    def _make_held_out(self) -> list[dict[str, torch.Tensor]]:
+    def _make_held_out(self) -> list[FixedBatch]:
         cfg, ranks = self._cfg, self._ranks
         if not cfg.loss.reconstructed:
             return []
@@ -80,7 +81,7 @@ class Sitting:
             return []
         return fixed_batches(
             maker,
-            samples=max(ranks.size, cfg.validation.samples),
+            samples=cfg.validation.samples,
             rank=ranks.rank,
             workers=ranks.size,
             device=self._engine.device,
@@ -126,6 +127,9 @@ class Sitting:
         """End the sitting: what was saved is written. Collective."""
         self._hang.close()
         self._saver.close()
+        if self._log is not None:
+            self._log.close()
+        flush(self._run, timeout_s=CLOSE_S)
 
     def _save(self, step: int, *, val_loss: float | None, wait: bool) -> None:
         began = time.perf_counter()
@@ -175,7 +179,7 @@ class Sitting:
     @torch.no_grad()
     def _paint(self, step: int) -> None:
         self._engine.train(False)
-        pictures = self._engine(self._held_out[0], task="picture")
+        pictures = self._engine(self._held_out[0].batch, task="picture")
         self._engine.train(True)
         for kind, picture in pictures.items():
             panels = {

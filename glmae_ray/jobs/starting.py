@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from glmae_ray.config import PretrainConfig
 from glmae_ray.encoder_out import INIT
@@ -13,19 +12,19 @@ from glmae_ray.models.encoder_formats import heads_of
 from glmae_ray.models.glmae import GLMAE
 from glmae_ray.models.load_report import LoadReport
 from glmae_ray.models.vit3d import Encoder
-from glmae_ray.paths import publish
+from glmae_ray.paths import Place, publish, read_file
 
 
-def check_init(cfg: PretrainConfig, folder: Path) -> LoadReport:
+def check_init(cfg: PretrainConfig, folder: Place) -> LoadReport:
     """See that `init` fits `model`, and is what a run that is continued started from.
 
     Raises:
         UserError: A line for each number that differs; nothing was written.
     """
     _, report = _load(cfg)
-    started = folder / INIT
-    if started.exists():
-        before = json.loads(started.read_text(encoding="utf-8"))["sha256"]
+    started = read_file(folder / INIT)
+    if started is not None:
+        before = json.loads(started)["sha256"]
         if before != report.sha256:
             raise UserError(
                 f"init: {report.source} has changed since {folder} was started: its hash was "
@@ -34,9 +33,9 @@ def check_init(cfg: PretrainConfig, folder: Path) -> LoadReport:
     return report
 
 
-def keep_report(report: LoadReport, folder: Path) -> None:
+def keep_report(report: LoadReport, folder: Place) -> None:
     """Tell what was loaded, once for a run, and write it as `init.json`."""
-    if (folder / INIT).exists():
+    if read_file(folder / INIT) is not None:
         return
     print(*(f"init: {line}" for line in report.lines()), sep="\n")
     publish(folder / INIT, json.dumps(report.as_dict(), indent=2) + "\n")

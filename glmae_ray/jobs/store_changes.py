@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from glmae_ray.config import PretrainConfig
-from glmae_ray.tracking import write_event
+from glmae_ray.errors import UserError
+from glmae_ray.paths import Place, read_file
+from glmae_ray.tracking import flush, write_event
 from glmae_ray.watch import Event
 
 ENVIRONMENT = "environment.json"  # in the run folder
@@ -28,7 +29,7 @@ class StoreFacts(NamedTuple):
     selection: str
 
 
-def store_change(cfg: PretrainConfig, folder: Path, now: StoreFacts) -> str | None:
+def store_change(cfg: PretrainConfig, folder: Place, now: StoreFacts) -> str | None:
     """In which digest the store differs from the one that the run was last given; None: in none.
 
     Returns:
@@ -46,7 +47,7 @@ def store_change(cfg: PretrainConfig, folder: Path, now: StoreFacts) -> str | No
 
 
 def accept_change(
-    cfg: PretrainConfig, folder: Path, now: StoreFacts, *, step: Callable[[], int]
+    cfg: PretrainConfig, folder: Place, now: StoreFacts, *, step: Callable[[], int]
 ) -> list[dict[str, Any]]:
     """Tell a change of the store that the user accepts, and write it as an event.
 
@@ -76,6 +77,7 @@ def accept_change(
         line += "; the cases that are sampled and their order are the same"
     print(line)
     write_event(folder, Event("store_changed", line, change), rank=0)
+    flush(folder)
     return [*known, change]
 
 
@@ -84,8 +86,11 @@ def refusal(line: str) -> str:
     return f"{line}; name another run, or accept_store_change=true"
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Place) -> dict[str, Any]:
     """environment.json of a run that has begun: config.json is written after it."""
-    if not (folder / "config.json").exists():
+    if read_file(folder / "config.json") is None:
         return {}
-    return json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    facts = read_file(folder / ENVIRONMENT)
+    if facts is None:
+        raise UserError(f"run: {folder} has no {ENVIRONMENT}, which tells its store; name another")
+    return json.loads(facts)

@@ -13,6 +13,7 @@ from ray.train.torch import TorchTrainer
 from glmae_ray.config import PretrainConfig
 from glmae_ray.errors import UserError
 from glmae_ray.jobs.allotment import Allotment
+from glmae_ray.jobs.cluster_view import fresh_view
 from glmae_ray.jobs.growing import SaveBeforeResize
 from glmae_ray.jobs.pretrain_worker import train_worker
 from glmae_ray.jobs.profiles import PROFILES, Profile
@@ -56,7 +57,8 @@ def train(cfg: PretrainConfig, allotment: Allotment) -> None:
     )
     results: list[ray.train.Result] = []
     try:
-        fit_or_stop(lambda: results.append(trainer.fit()), run=cfg.run)
+        with fresh_view():
+            fit_or_stop(lambda: results.append(trainer.fit()), run=cfg.run)
     except ray.train.TrainingFailedError as error:
         raise TrainingError(_reason(error)) from error
     finally:

@@ -272,7 +272,6 @@ def test_a_batch_out_of_place_stops_the_run(small_store):
         ("resources.gpu=true", "resources.workers: 1 need a GPU each; the cluster has 0"),
         ("engine.precision=fp16", "engine.precision: fp16 needs GPUs"),
         ("model.channels=2", "model.channels: 2, but the store's cases have [1]"),
-        ("run=s3://bucket/run", "run: s3://bucket/run is a URL"),
     ],
 )
 def test_what_cannot_run_is_one_line_and_nothing_is_written(
