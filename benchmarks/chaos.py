@@ -16,7 +16,9 @@ order, each once the run has done a few steps since the last:
 The run has to end with exit status 0, each step in metrics.jsonl once and with the loss of a run
 of one worker that nothing happened to, and each sample of the plan consumed once in the history
 that survives. Outage: from the event to the end of the next sitting's first step. Standstill:
-from the end of the last step before to the same. Repeated: steps that were done and lost.
+from the end of the last step before to the same. Repeated: steps that were done and lost. Others:
+cores that the rest of the machine kept busy in the meantime; a restart is work of the CPU for the
+most part, so that with much above 0 a figure says little.
 """
 
 from __future__ import annotations
