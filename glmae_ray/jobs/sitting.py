@@ -17,7 +17,8 @@ from glmae_ray.jobs.hang import HangWatch
 from glmae_ray.jobs.interval import Interval
 from glmae_ray.jobs.meetings import Meetings, Orders
 from glmae_ray.jobs.profiles import PROFILES
-from glmae_ray.jobs.saving import Saver, resume
+from glmae_ray.jobs.resuming import resume
+from glmae_ray.jobs.saving import Saver
 from glmae_ray.jobs.sittings import begin_sitting, ledger, read_sittings
 from glmae_ray.loop import StepInfo, held_out_reconstruction
 from glmae_ray.paths import to_place

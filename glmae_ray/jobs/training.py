@@ -15,6 +15,7 @@ from glmae_ray.errors import UserError
 from glmae_ray.jobs.allotment import Allotment
 from glmae_ray.jobs.cluster_view import fresh_view
 from glmae_ray.jobs.growing import SaveBeforeResize
+from glmae_ray.jobs.patience import Patience
 from glmae_ray.jobs.pretrain_worker import train_worker
 from glmae_ray.jobs.profiles import PROFILES, Profile
 from glmae_ray.jobs.sittings import last_start
@@ -49,7 +50,10 @@ def train(cfg: PretrainConfig, allotment: Allotment) -> None:
         run_config=ray.train.RunConfig(
             name=_NAME,
             failure_config=_failures(cfg, profile),
-            callbacks=[SaveBeforeResize(cfg.run)],
+            callbacks=[
+                SaveBeforeResize(cfg.run),
+                Patience(cfg.run, needs=_needs(cfg, allotment), wait_s=profile.wait_s),
+            ],
             **_storage(cfg),
         ),
         datasets={"train": lambda: shards},
@@ -78,6 +82,12 @@ def _scaling(
         resources_per_worker={"CPU": allotment.cpus, "GPU": 1 if allotment.gpu else 0},
         **options,
     )
+
+
+def _needs(cfg: PretrainConfig, allotment: Allotment) -> str:
+    """What has to be there before a run starts, for people."""
+    each = f"{allotment.cpus:g} CPU" + (" and 1 GPU" if allotment.gpu else "")
+    return f"{cfg.resources.least} workers with {each} each"
 
 
 def _failures(cfg: PretrainConfig, profile: Profile) -> ray.train.FailureConfig:

@@ -29,7 +29,7 @@ _PATIENCE_S = 60.0
 class Weights:
     """In the place of an engine: its weights are some bytes."""
 
-    device = torch.device("cpu")
+    device, zero_stage = torch.device("cpu"), 0
 
     def __init__(self, content: bytes = b"", *, rank: int = 0) -> None:
         self.content, self._name = content, f"engine/weights-{rank}.pt"
@@ -37,8 +37,9 @@ class Weights:
     def snapshot(self) -> dict[str, bytes]:
         return {self._name: self.content}
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, *, saved_workers: int) -> None:
         self.content = (folder / self._name).read_bytes()
+        self.saved_workers = saved_workers
 
     def gradient_norm(self) -> float:
         return 1.0
