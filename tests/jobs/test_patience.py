@@ -20,7 +20,10 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("workers", [2, (2, 3)], ids=["a_number", "a_range"])
+@pytest.mark.parametrize(
+    "workers",
+    [pytest.param(2, id="a_number"), pytest.param((2, 3), id="a_range", marks=pytest.mark.slow)],
+)
 def test_a_request_that_fits_no_node_ends_with_what_is_missing(
     workers, local_ray, tmp_path, monkeypatch
 ):
@@ -42,7 +45,7 @@ def test_a_request_that_fits_no_node_ends_with_what_is_missing(
     with pytest.raises(ray.train.TrainingFailedError) as caught:
         trainer.fit()
     took = time.monotonic() - began
-    assert 30 <= took < 120
+    assert 30 <= took < 300  # Ray's own limit would be none
     failure = caught.value.controller_failure
     assert isinstance(failure, patience.WaitedInVainError)
     line = str(failure)
