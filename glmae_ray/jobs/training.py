@@ -13,7 +13,7 @@ from ray.train.torch import TorchTrainer
 from glmae_ray.config import PretrainConfig
 from glmae_ray.errors import UserError
 from glmae_ray.jobs.allotment import Allotment
-from glmae_ray.jobs.cluster_view import fresh_view
+from glmae_ray.jobs.cluster_view import fresh_view, take_over
 from glmae_ray.jobs.growing import SaveBeforeResize
 from glmae_ray.jobs.patience import Patience
 from glmae_ray.jobs.pretrain_worker import train_worker
@@ -61,6 +61,7 @@ def train(cfg: PretrainConfig, allotment: Allotment) -> None:
     )
     results: list[ray.train.Result] = []
     try:
+        take_over(cfg.run, run_id=trainer.train_run_context.run_id)
         with fresh_view():
             fit_or_stop(lambda: results.append(trainer.fit()), run=cfg.run)
     except ray.train.TrainingFailedError as error:
