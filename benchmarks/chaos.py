@@ -35,6 +35,7 @@ from typing import Any
 
 from benchmarks._chaos_storm import Storm
 from benchmarks._report import arguments, environment, report
+from glmae_ray.jobs.profiles import PROFILES
 from glmae_ray.phantoms import write_cohort
 from tests.jobs.loopback_cluster import LoopbackCluster
 from tests.jobs.watched_run import WatchedRun, repeated_steps, wrong_steps
@@ -44,6 +45,7 @@ _SEED = 6
 _MOST_OUTAGE_S, _TOLERANCE = 40.0, 1e-4
 _MOST_WORKERS, _CPUS, _CPUS_PER_WORKER = 3, 3, 2
 _GLOBAL_BATCH = 12
+_RESIZE_S = 5  # between looks for room for more: the run is to see it before its steps are done
 _STEPS_BETWEEN = (12, 24)  # events, fewest and most
 
 _EVENTS = {
@@ -141,8 +143,9 @@ def run_through_storm(
         The run, which has ended; a row an event.
     """
     elastic = [f"resources.workers=[1,{_MOST_WORKERS}]", "resources.profile=spot"]
-    elastic.append(f"resources.cpus_per_worker={_CPUS_PER_WORKER}")
-    with LoopbackCluster(nodes=_MOST_WORKERS, cpus=_CPUS) as cluster:
+    elastic += [f"resources.cpus_per_worker={_CPUS_PER_WORKER}", f"resources.resize_s={_RESIZE_S}"]
+    spot = PROFILES["spot"].start  # as docs/running.md has it set where nodes start
+    with LoopbackCluster(nodes=_MOST_WORKERS, cpus=_CPUS, env=spot) as cluster:
         run = WatchedRun(folder / "storm", words=[*words, *elastic], env=cluster.environment)
         with Storm(cluster, run, rng=random.Random(_SEED)) as storm:
             rows = []

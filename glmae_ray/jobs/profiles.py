@@ -41,6 +41,7 @@ class Profile:
             leaves.
         preemption_grace_s: How long the other workers go on when a node has left after a notice.
         elastic_resize_monitor_interval_s: How often Ray looks whether there is room for more.
+            `resources.resize_s` wins.
         hang_s: A step that takes longer hangs. `resources.hang_s` wins.
         wait_s: How long a run waits for nodes on which its workers fit, before it ends.
     """

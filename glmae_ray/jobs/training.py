@@ -76,7 +76,8 @@ def _scaling(
 ) -> ray.train.ScalingConfig:
     options: dict[str, Any] = {}
     if not isinstance(cfg.resources.workers, int):
-        options["elastic_resize_monitor_interval_s"] = profile.elastic_resize_monitor_interval_s
+        every_s = cfg.resources.resize_s or profile.elastic_resize_monitor_interval_s
+        options["elastic_resize_monitor_interval_s"] = every_s
     return ray.train.ScalingConfig(
         num_workers=cfg.resources.workers,
         use_gpu=allotment.gpu,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from glmae_ray.jobs.profiles import PROFILES
 from tests.conftest import TINY
 from tests.jobs.loopback_cluster import LoopbackCluster
 from tests.jobs.watched_run import WatchedRun, read_sittings, repeated_steps, wrong_steps
@@ -36,7 +37,8 @@ def fault_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def cluster_env(fault_folder) -> dict[str, str]:
     path = os.pathsep.join([str(MISBEHAVING), os.environ.get("PYTHONPATH", "")])
-    return {"PYTHONPATH": path.rstrip(os.pathsep), "GLMAE_TEST_FAULT": str(fault_folder)}
+    faults = {"PYTHONPATH": path.rstrip(os.pathsep), "GLMAE_TEST_FAULT": str(fault_folder)}
+    return {**PROFILES["spot"].start, **faults}
 
 
 @pytest.fixture(scope="module")
