@@ -7,7 +7,10 @@ import threading
 import time
 from typing import Any, Self
 
-from tests.jobs.loopback_cluster import LoopbackCluster, Node
+import psutil
+
+from benchmarks._chaos_cores import OtherCores
+from tests.jobs.loopback_cluster import LoopbackCluster, Node, session
 from tests.jobs.watched_run import Look, WatchedRun
 
 _GRACE_S = 15.0  # between a notice and the end of a node
@@ -29,6 +32,7 @@ class Storm:
         """
         self._cluster, self._run, self._rng = cluster, run, rng
         self._taken: threading.Timer | None = None  # takes a drained node
+        self._others = OtherCores(self._own)
         self._kinds = {
             "worker killed": self._kill_worker,
             "node killed": lambda: cluster.kill_node(self._node()),
@@ -39,6 +43,7 @@ class Storm:
 
     def __enter__(self) -> Self:
         self._run.start()
+        self._others.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,7 +66,7 @@ class Storm:
         Returns:
             A row: what it cost; `sittings`, the numbers of the one before and the one after.
         """
-        before, began = self._run.look(), time.time()
+        before, began, mark = self._run.look(), time.time(), self._others.mark()
         self._kinds[kind]()
         last, after = self._watch(before)
         resumed = self._run.time_of(after.start + 1)
@@ -71,6 +76,7 @@ class Storm:
             "workers": f"{before.workers} -> {after.workers}",
             "outage, s": round(resumed - began, 1),
             "standstill, s": round(resumed - last.time, 1),
+            "others, cores": round(self._others.since(mark), 2),
             "sittings": (before.sitting, after.sitting),
         }
 
@@ -84,6 +90,10 @@ class Storm:
                 raise RuntimeError(f"the run does not go on: {self._run.said()[-3000:]}")
             time.sleep(_LOOK_S)
         return last, now
+
+    def _own(self) -> list[psutil.Process]:
+        driver = self._run.driver
+        return self._cluster.processes() + ([] if driver is None else session(driver.pid))
 
     def _kill_worker(self) -> None:
         self._rng.choice(self._cluster.workers()).kill()

@@ -22,7 +22,7 @@ from glmae_ray.config_loading import build, merge
 from glmae_ray.tracking import METRICS, read_metrics
 
 _LOOK_S = 0.01
-_PATIENCE_S = 300.0  # for a line
+_PATIENCE_S = 600.0  # for a line
 
 MEMORY, VIEWS = FEEDS = ("memory", "views")
 OURS, TORCHRUN = WAYS = ("ours", "torchrun")
@@ -92,8 +92,8 @@ def run(way: str, feed: str, tree: dict[str, Any], *, plan: Plan, folder: Path) 
         try:
             lines = _watch(process, Path(cfg.run), plan)
             process.wait(timeout=_PATIENCE_S)
-        except (RuntimeError, TimeoutError):
-            raise RuntimeError(f"{way}, {feed}: {said.read_text()[-4000:]}") from None
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            raise RuntimeError(f"{way}, {feed}: {error}; {said.read_text()[-4000:]}") from None
         finally:
             process.terminate()
             process.wait()
@@ -149,8 +149,10 @@ def _watch(process: subprocess.Popen, run: Path, plan: Plan) -> list[_Line]:
         time.sleep(_LOOK_S)
         size = _size(run / METRICS)
         if size == seen:
-            if process.poll() is not None or time.monotonic() - asked > _PATIENCE_S:
-                raise RuntimeError
+            if process.poll() is not None:
+                raise RuntimeError(f"ended with {process.returncode}")
+            if time.monotonic() - asked > _PATIENCE_S:
+                raise RuntimeError(f"no line in {_PATIENCE_S:g} s")
             continue
         seen, now = size, time.monotonic()
         records = [record for record in read_metrics(run) if "loss" in record]

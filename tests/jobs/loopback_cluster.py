@@ -48,7 +48,7 @@ class Node:
 
     def processes(self) -> list[psutil.Process]:
         """All that run on it now."""
-        return _session(self.process.pid)
+        return session(self.process.pid)
 
     def raylet(self) -> psutil.Process:
         """The process that is Ray on this node."""
@@ -155,6 +155,10 @@ class LoopbackCluster:
         """Whether Ray counts a node as alive."""
         return node.id in self._alive().values()
 
+    def processes(self) -> list[psutil.Process]:
+        """All that was started and still runs, on nodes that are lost as well."""
+        return [process for one in self._started for process in session(one.pid)]
+
     def workers(self) -> list[psutil.Process]:
         """Training workers on all nodes, in the order of the nodes."""
         return [worker for node in self.nodes for worker in node.workers()]
@@ -196,12 +200,11 @@ class LoopbackCluster:
 
     def stop(self) -> None:
         """End everything that was started, with what was lost and has left something."""
-        for process in self._started:
-            _kill(_session(process.pid))
+        _kill(self.processes())
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _session(leader: int) -> list[psutil.Process]:
+def session(leader: int) -> list[psutil.Process]:
     """Processes of the session that a process began, which may have ended."""
     found = []
     for pid in psutil.pids():

@@ -38,11 +38,7 @@ from glmae_ray.ranks import Ranks
 from glmae_ray.samples import SampleMaker, sample_maker
 from tests.conftest import tiny_config
 
-pytestmark = [
-    pytest.mark.ray,
-    # Ray 2.60 reads its own snapshot through pydantic's old names.
-    pytest.mark.filterwarnings("ignore:The .parse_obj. method is deprecated"),
-]
+pytestmark = pytest.mark.ray
 
 BATCH = 6  # divides among 1, 2 and 3 workers
 KINDS = ("global", "local")

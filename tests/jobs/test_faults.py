@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from glmae_ray.jobs.profiles import PROFILES
 from tests.conftest import TINY
 from tests.jobs.loopback_cluster import LoopbackCluster
 from tests.jobs.watched_run import WatchedRun, read_sittings, repeated_steps, wrong_steps
+from tests.store.scans import voxels, write_nifti
 
 pytestmark = pytest.mark.ray
 
@@ -33,13 +37,27 @@ def fault_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def cluster_env(fault_folder) -> dict[str, str]:
     path = os.pathsep.join([str(MISBEHAVING), os.environ.get("PYTHONPATH", "")])
-    return {"PYTHONPATH": path.rstrip(os.pathsep), "GLMAE_TEST_FAULT": str(fault_folder)}
+    faults = {"PYTHONPATH": path.rstrip(os.pathsep), "GLMAE_TEST_FAULT": str(fault_folder)}
+    return {**PROFILES["spot"].start, **faults}
 
 
 @pytest.fixture(scope="module")
 def module_cluster(cluster_env) -> Iterator[LoopbackCluster]:
     with LoopbackCluster(nodes=2, cpus=CPUS, env=cluster_env) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def store(module_cluster, tmp_path_factory) -> Path:
+    """Eight people for training, grids of unequal sides."""
+    folder = tmp_path_factory.mktemp("people")
+    for seed in range(8):
+        data = voxels((34 + seed, 30, 26 + seed % 3), seed=seed)
+        write_nifti(folder / "scans" / f"p{seed}.nii.gz", data, axes="RAS")
+    words = [f"source={folder / 'scans'}", f"store={folder / 'store'}", "splits=[1,0,0]"]
+    command = [sys.executable, "-m", "glmae_ray.cli", "ingest", *words]
+    subprocess.run(command, check=True, env=module_cluster.environment)
+    return folder / "store"
 
 
 @pytest.fixture
@@ -53,12 +71,12 @@ def cluster(module_cluster) -> LoopbackCluster:
 
 
 @pytest.fixture
-def start(small_store, tmp_path) -> Iterator[Start]:
+def start(store, tmp_path) -> Iterator[Start]:
     """Starts a run on a cluster; it is ended with the test."""
     begun: list[WatchedRun] = []
 
     def begin(cluster: LoopbackCluster, *more: str, run: str = "run") -> WatchedRun:
-        words = [*TINY, f"store={small_store}", f"steps={STEPS}", f"global_batch={BATCH}"]
+        words = [*TINY, f"store={store}", f"steps={STEPS}", f"global_batch={BATCH}"]
         words += ["engine.micro_batch=1", "optim.warmup_steps=1", "validation.every_steps=1000"]
         words += ["log.pictures=false", "log.tensorboard=false", "resources.profile=spot"]
         words += [f"save.every_steps={SAVED_EVERY}", f"resources.cpus_per_worker={CPUS_PER_WORKER}"]
