@@ -16,6 +16,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from glmae_ray.costs_memory import reduce_bucket
 from glmae_ray.optim import parameter_groups
 
 _TAG = "engine"
+_SCALE = "loss_scale"  # in what is saved
 _AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -54,8 +56,9 @@ class Engine:
             # DeepSpeed would put all gradients into one buffer and back, with nobody to send to.
             self._engine.enable_backward_allreduce = False
         self._clip, self._norm = cfg.optim.clip, torch.tensor(torch.nan)
-        # Under fp16 gradients overflow by design: DeepSpeed's loss scaler finds them and skips.
+        # Under fp16 gradients overflow by design: they are found and skipped.
         self._scaled = cfg.engine.precision == "fp16"
+        self._scale = self._loss_scale() if self._scaled else None
         self._lost = torch.zeros((), dtype=torch.bool, device=device)
         self._skipped = torch.zeros((), device=device)
         # Stage 0 clips with this method of DeepSpeed's, which forgets the norm.
@@ -94,6 +97,9 @@ class Engine:
             group["lr"] = lr
         ends = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
+        if ends and isinstance(self._scale, LossScale):
+            self._scale.follow(overflow=self._optimizer.overflow)
+            self._optimizer.override_loss_scale(self._scale.value)
         if ends and self.zero_stage:
             self._note_skipped(torch.as_tensor(self._engine.get_global_grad_norm()))
 
@@ -120,6 +126,19 @@ class Engine:
     def gradient_norm(self) -> float:
         """Norm of the last step's whole gradient before clipping."""
         return float(self._engine.get_global_grad_norm() if self.zero_stage else self._norm)
+
+    def _loss_scale(self) -> LossScale | torch.amp.GradScaler:
+        """At stage 0 DeepSpeed's; from stage 1 on ours.
+
+        There DeepSpeed 0.19.8 clips before it unscales, to a norm of 1 / 65536 of the one that is
+        asked for, and where a gradient overflows it never lowers its scale.
+        """
+        if self.zero_stage == 0:
+            return self._engine.torch_autocast_z0_gradscaler
+        scale = LossScale()
+        self._optimizer.torch_autocast_gradscaler = None
+        self._optimizer.override_loss_scale(scale.value)
+        return scale
 
     def _clip_and_remember(self) -> None:
         self._norm = nn.utils.clip_grad_norm_(self.module.parameters(), self._clip)
@@ -154,13 +173,46 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Write this rank's share of parameters and optimizer state. Collective."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        # DeepSpeed 0.19.8 saves nothing of it.
+        state = {} if self._scale is None else {_SCALE: self._scale.state_dict()}
+        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=state, save_latest=False)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote with the same ZeRO stage. Collective."""
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        loaded, state = self._engine.load_checkpoint(str(folder), tag=_TAG)
         if loaded is None:
             raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint to load")
+        if self._scale is not None and _SCALE in state:
+            self._scale.load_state_dict(state[_SCALE])
+        if isinstance(self._scale, LossScale):
+            self._optimizer.override_loss_scale(self._scale.value)
+
+
+@dataclass
+class LossScale:
+    """By how much the loss is multiplied so that gradients fit into float16.
+
+    It halves when one overflows and doubles after 2000 steps without, as torch's `GradScaler`.
+    """
+
+    value: float = 2.0**16
+    steady: int = 0  # steps since it changed
+
+    def follow(self, *, overflow: bool) -> None:
+        """Count a step, in which a gradient overflowed or none did."""
+        self.steady += 1
+        if overflow:
+            self.value, self.steady = self.value / 2, 0
+        elif self.steady == 2000:
+            self.value, self.steady = self.value * 2, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Be as another was."""
+        self.value, self.steady = state["value"], state["steady"]
 
 
 def _import_deepspeed(device: torch.device) -> Any:
