@@ -1,4 +1,4 @@
-"""The only door to DeepSpeed: build, forward, backward, step, save, load.
+"""The only door to DeepSpeed: build, forward, backward, step, save, load, change of world size.
 
 Autocast runs over float32 parameters (`torch_autocast`), never with bfloat16 ones: in bfloat16 a
 teacher update of 0.4 % rounds to nothing.
@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from glmae_ray.config import PretrainConfig
 from glmae_ray.costs_memory import reduce_bucket
 from glmae_ray.optim import parameter_groups
+from glmae_ray.universal import SAVED, UNIVERSAL, read_rest
 
-_TAG = "engine"
 _SCALE = "loss_scale"  # in what is saved
 _AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 
@@ -175,17 +175,61 @@ class Engine:
         """Write this rank's share of parameters and optimizer state. Collective."""
         # DeepSpeed 0.19.8 saves nothing of it.
         state = {} if self._scale is None else {_SCALE: self._scale.state_dict()}
-        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=state, save_latest=False)
+        self._engine.save_checkpoint(str(folder), tag=SAVED, client_state=state, save_latest=False)
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote with the same ZeRO stage. Collective."""
-        loaded, state = self._engine.load_checkpoint(str(folder), tag=_TAG)
+    def load(self, folder: Path, *, saved_workers: int | None = None) -> None:
+        """Read what `save` wrote with the same ZeRO stage, before or in the middle of a run.
+
+        Collective.
+
+        Args:
+            folder: What `save` was given. From stage 1 on, where another number of workers wrote
+                it, what `to_universal` made of it is read in its place.
+            saved_workers: How many wrote it; None: as many as there are now.
+
+        Raises:
+            FileNotFoundError: What `to_universal` makes is needed, and not there or not whole.
+        """
+        workers = torch.distributed.get_world_size()
+        if self.zero_stage and saved_workers not in (None, workers):
+            self._load_universal(folder)
+        else:
+            self._load(folder, SAVED)
+
+    def _load(self, folder: Path, tag: str) -> None:
+        loaded, state = self._engine.load_checkpoint(str(folder), tag=tag)
         if loaded is None:
             raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint to load")
         if self._scale is not None and _SCALE in state:
             self._scale.load_state_dict(state[_SCALE])
         if isinstance(self._scale, LossScale):
             self._optimizer.override_loss_scale(self._scale.value)
+
+    def _load_universal(self, folder: Path) -> None:
+        """Load through DeepSpeed, and mend what DeepSpeed 0.19.8 leaves wrong."""
+        rest = read_rest(folder)
+        optimizer = self._optimizer.optimizer  # torch's, over this rank's share
+        kept = [{**group, "params": None} for group in optimizer.param_groups]
+        config = self._engine._config  # of all that it holds, DeepSpeed asks this at each load
+        config.load_universal_checkpoint = True
+        try:
+            self._load(folder, UNIVERSAL)
+        finally:
+            config.load_universal_checkpoint = False
+        for group, own in zip(optimizer.param_groups, kept, strict=True):
+            # Stage 3 gives every group the first one's, its weight decay included.
+            group.update(own, params=group["params"])
+        for moments in optimizer.state.values():
+            # On the CPU, where fused AdamW cannot use it, and in stage 3 one for all groups,
+            # each of which would count every step.
+            moments["step"] = moments["step"].to(self.device, copy=True)
+        # DeepSpeed leaves as they are, in every stage, frozen parameters and buffers.
+        trained = {name for name, p in self.module.named_parameters() if p.requires_grad}
+        frozen = [p for p in self.module.parameters() if not p.requires_grad]
+        with self._whole(frozen, change=True):
+            found = self.module.load_state_dict(rest, strict=False)
+        if found.unexpected_keys or set(found.missing_keys) != trained:
+            raise RuntimeError(f"{folder}: frozen parts and buffers are of another module")
 
 
 @dataclass

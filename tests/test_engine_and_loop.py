@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def in_own_process(
         # Else one may be gone while the other still sends, and gloo ends that process.
         "import torch.distributed as world; world.barrier(); world.destroy_process_group()"
     )
-    workers = 2 if TWO in words else 1
+    workers = tiny_config(*words).resources.workers
     world = {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     world["MASTER_PORT"] = str(_free_port()) if workers > 1 else "0"
     ranks = [
@@ -130,9 +131,14 @@ def in_own_process(
         )
         for rank in range(workers)
     ]
+    try:
+        with ThreadPoolExecutor(workers) as pool:  # a rank that nobody reads from would wait
+            told = list(pool.map(lambda process: process.communicate(timeout=300), ranks))
+    finally:
+        for process in ranks:
+            process.kill()
     results = []
-    for process in ranks:
-        out, err = process.communicate(timeout=120)
+    for process, (out, err) in zip(ranks, told, strict=True):
         assert process.returncode == 0, err
         line = next(line for line in out.splitlines() if line.startswith("RESULT "))
         results.append(json.loads(line.removeprefix("RESULT ")))
