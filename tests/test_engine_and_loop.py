@@ -61,8 +61,11 @@ def train(words: list[str], folder: str) -> dict[str, list[float]]:
         losses.append(mean_over_workers(info.outputs)["loss"])
         norms.append(engine.gradient_norm())
         if info.step == 3:
-            for name, data in engine.snapshot().items():
-                publish(Path(folder) / name, data)
+            snapshot = engine.snapshot()
+        if info.step == 5:
+            engine.snapshot()  # leaves the one before as it is, while somebody holds it
+    for name, data in snapshot.items():
+        publish(Path(folder) / name, data)
     held_out.append(held_out_reconstruction(engine, [make_batch(cfg)])["r2"])
     with engine.whole_parameters():
         teacher = [p.square().sum().item() for p in engine.module.teacher_encoder.parameters()]
