@@ -299,13 +299,33 @@ def _kept_in_memory() -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.files: dict[str, bytes] = {}
+            # By name of the file. Fresh pages cost more than what is copied into them: where the
+            # last content is no longer held, the next goes to the same pages, else to others.
+            self._buffers: dict[str, io.BytesIO] = {}
 
         def save(self, state_dict: Any, path: str) -> None:
-            buffer = io.BytesIO()
-            torch.save(state_dict, buffer)
-            self.files[path] = buffer.getvalue()
+            buffer = self._buffers.setdefault(Path(path).name, io.BytesIO())
+            buffer.seek(0)
+            with _no_crc32():
+                torch.save(state_dict, buffer)
+            buffer.truncate()
+            self.files[path] = buffer.getvalue()  # no copy
 
     return Kept()
+
+
+@contextmanager
+def _no_crc32() -> Iterator[None]:
+    """Let `torch.save` leave out a checksum that `torch.load` does not look at.
+
+    It takes longer than to copy the tensors; checkpoints have a SHA-256 of each file.
+    """
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def _settings(cfg: PretrainConfig) -> dict[str, Any]:

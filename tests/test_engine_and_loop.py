@@ -64,7 +64,10 @@ def train(words: list[str], folder: str) -> dict[str, list[float]]:
         losses.append(mean_over_workers(info.outputs)["loss"])
         norms.append(engine.gradient_norm())
         if info.step == 3:
-            save(engine, Path(folder))
+            snapshot = engine.snapshot()
+        if info.step == 5:
+            engine.snapshot()  # leaves the one before as it is, while somebody holds it
+    write(snapshot, Path(folder))
     held_out.append(held_out_reconstruction(engine, [(make_batch(cfg), 1.0)])["r2"])
     with engine.whole_parameters():
         teacher = [p.square().sum().item() for p in engine.module.teacher_encoder.parameters()]
@@ -82,7 +85,12 @@ def train(words: list[str], folder: str) -> dict[str, list[float]]:
 
 def save(engine: Engine, folder: Path) -> None:
     """Write a rank's files. Collective."""
-    for name, data in engine.snapshot().items():
+    write(engine.snapshot(), folder)
+
+
+def write(files: dict[str, bytes], folder: Path) -> None:
+    """Write a snapshot. Collective."""
+    for name, data in files.items():
         publish(folder / name, data)
     torch.distributed.barrier()
 
