@@ -117,8 +117,8 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                 **{
                     POLL: 1,  # each second counts of the thirty that some clouds give
                     SILENCE: 60,  # a machine that is taken without a notice is only silent
-                    # The first start after a loss may count on the node that is gone, and waits in
-                    # vain for a place there; where there is room, one is found within a second.
+                    # The first start after a loss may still count on the node that is gone, and
+                    # wait for a place there; where there is room, one is found within a second.
                     PLACING: 5,
                     NOTICE: 1,  # the rest of the notice is for the checkpoint
                     COLLECTIVE: 1800,  # after hang_s, which names the rank

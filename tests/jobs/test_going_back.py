@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from glmae_ray import checkpoint
+from glmae_ray.cli import main
 from glmae_ray.config import PretrainConfig
+from glmae_ray.config_loading import load
 from glmae_ray.engine import Engine
 from glmae_ray.errors import UserError
 from glmae_ray.jobs.sitting import Sitting
+from glmae_ray.jobs.sittings import read_sittings
 from glmae_ray.loop import mean_over_workers, train_steps
+from glmae_ray.samples import sample_maker
+from glmae_ray.store.index import VolumeIndex
 from glmae_ray.tracking import Record, read_events
 from tests.conftest import tiny_config
 from tests.jobs.fakes import WITHOUT_STORE, Outside, Weights, sit, step_info
+from tests.jobs.test_pretrain_faults import poison, words
 from tests.test_engine_and_loop import batches, build_engine, in_own_process, share_all_weights
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True)  # workers of Ray are other processes
 def outside(monkeypatch) -> Outside:
     return Outside().put_into(monkeypatch)
 
@@ -186,3 +195,67 @@ def test_after_it_a_run_is_one_that_has_gone_on_from_that_checkpoint(tmp_path, s
     assert told == [*["skipped_step"] * 3, "went_back"]
     assert found["passed"] == [[3, 7]]
     assert found["finite"]
+
+
+# Through the door
+
+
+def bad_steps(cfg: PretrainConfig, cases: set[str]) -> list[int]:
+    """Steps that a sample of one of the cases is in."""
+    maker = sample_maker(cfg, split="train", kinds=cfg.loss.kinds)
+    rows = {maker.index.case_ids().index(case) for case in cases}
+    numbers = range(cfg.steps * cfg.global_batch)
+    return sorted({n // cfg.global_batch + 1 for n in numbers if maker.plan.case(n) in rows})
+
+
+def seed_with(arguments: list[str], cases: set[str], pattern: str) -> str:
+    """A seed with which the bad steps of a run are those that a pattern of letters shows."""
+    for seed in range(2000):
+        cfg = load(PretrainConfig, [*arguments[1:], f"seed={seed}"])
+        bad = bad_steps(cfg, cases)
+        shown = "".join("b" if step in bad else "." for step in range(1, cfg.steps + 1))
+        if re.fullmatch(pattern, shown):
+            return f"seed={seed}"
+    raise AssertionError("no seed has such a plan")
+
+
+def arguments_of(store: Path, run: Path) -> list[str]:
+    shape = ("steps=8", "global_batch=2", "save.every_steps=1", "save.keep=9", "log.every_steps=1")
+    return words(store, run, *shape, "optim.rewind_after=2", "resources.workers=2")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_on_bad_cases_goes_back_and_ends_with_finite_weights(small_store, tmp_path, capsys):
+    run, cases = tmp_path / "run", set(train_cases(small_store)[:2])
+    arguments = arguments_of(poison(small_store, tmp_path / "poisoned", cases=cases), run)
+    arguments.append(seed_with(arguments, cases, r"\.\.bb\.b?\.+b?"))
+    assert main(arguments) == 0
+    (event,) = (event for event in read_events(run) if event["event"] == "went_back")
+    assert (event["step"], event["to"], event["rank"]) == (4, 2, 0)
+    assert event["line"] in capsys.readouterr().err
+    found = checkpoint.complete(run)
+    assert {c.step: c.state["passed"] for c in found if c.step in (2, 4, 8)} == {
+        2: [], 4: [[2, 4]], 8: [[2, 4]],
+    }  # fmt: skip
+    assert 3 not in {c.step for c in found}
+    weights = load_file(run / "encoder.safetensors")
+    assert all(np.isfinite(value).all() for value in weights.values())
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_that_is_bad_from_its_beginning_ends_at_once_with_one_line(
+    small_store, tmp_path, capsys
+):
+    run, cases = tmp_path / "run", set(train_cases(small_store))
+    store = poison(small_store, tmp_path / "poisoned", cases=cases)
+    assert main(arguments_of(store, run)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = (line for line in lines if line.startswith("glmae pretrain: "))
+    assert line.startswith("glmae pretrain: step 2: 2 steps in a row were skipped")
+    assert len(read_sittings(run)) == 1  # another try would not change it
+
+
+def train_cases(store: Path) -> list[str]:
+    return VolumeIndex.read(store).select(split="train").case_ids()

@@ -19,7 +19,6 @@ from ray.experimental import internal_kv
 from glmae_ray.jobs import hang
 from glmae_ray.jobs.hang import HangWatch, hang_event, place_of
 from glmae_ray.ranks import Ranks
-from glmae_ray.watch import Event
 from tests.jobs.fakes import ALONE, Told
 
 IN_COLLECTIVE = {"line": "told (ranks.py:50), in broadcast", "collective": True}
@@ -195,52 +194,23 @@ def test_a_process_whose_ray_is_gone_as_well_ends_all_the_same(kv, ended, monkey
 # Two processes over gloo
 
 
-def stand_still(rank: int, folder: Path) -> None:
-    """Rank 0 waits for rank 1, which sleeps."""
-    import torch.distributed as dist
-
-    address = os.environ["HANG_STORE"]
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    ranks = Ranks.join(local_rank=rank, timeout_s=600)
-
-    def put(key: bytes, value: bytes, _: bool, *, namespace: bytes) -> None:
-        (folder / key.decode().replace("|", "-")).write_bytes(value)
-
-    def read(key: bytes, *, namespace: bytes) -> bytes | None:
-        path = folder / key.decode().replace("|", "-")
-        return path.read_bytes() if path.exists() else None
-
-    def tell(event: Event) -> None:
-        (folder / f"event-{rank}.json").write_text(json.dumps([event.line, event.facts]))
-
-    internal_kv._internal_kv_put, internal_kv._internal_kv_get = put, read
-    hang._OTHERS_S = 5.0
-    watch = HangWatch("run", ranks=ranks, limit_s=3.0, tell=tell)
-    for step in range(1, 4):
-        ranks.each(step)
-        watch.beat(step)
-    if rank == 0:
-        ranks.each(4)
-    time.sleep(600)
-
-
 def test_two_processes_end_and_the_one_that_the_other_waits_for_is_named(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    code = (
-        "import sys, pathlib; from tests.jobs.test_hang import stand_still\n"
-        "stand_still(int(sys.argv[1]), pathlib.Path(sys.argv[2]))"
-    )
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(rank), str(tmp_path)],
-            env=os.environ | {"HANG_STORE": address},
+            [sys.executable, "-m", "tests.jobs.standing_still", str(rank), str(tmp_path), address],
             cwd=Path(__file__).parents[2],
         )
         for rank in range(2)
     ]
-    assert [process.wait(timeout=200) for process in processes] == [1, 1]
+    try:
+        assert [process.wait(timeout=240) for process in processes] == [1, 1]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
     (told,) = tmp_path.glob("event-*.json")
     line, facts = json.loads(told.read_text())
     assert (facts["step"], facts["ranks"]) == (3, [1])
