@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks._report import Row, spread
-from benchmarks._scaling_measure import MEMORY, WEAK, Case, Found, Series
+from benchmarks._scaling_measure import FEEDS, MEMORY, WEAK, Case, Found, Series
 from benchmarks._scaling_model import Cluster, Feeding, Prediction, measured_link, predict
 from benchmarks._training import Times
 from glmae_ray.config import PretrainConfig
 from glmae_ray.config_loading import build, merge
 from glmae_ray.costs import flops, trainable
 
+_STEP, _PLAIN = "step, s", "step without exchange, s"
 _GPUS = (8, 64, 512)
 _STAGES = (0, 1, 2, 3)
 _MORE = 4  # micro-batches of a step, beside 1
@@ -25,32 +26,32 @@ _OVERLAP = 0.0
 
 def measured_rows(wanted: Series, tree: Mapping[str, Any], found: Found) -> list[Row]:
     """A row for each series, feed and number of workers."""
-    rows = []
-    for name, cases in wanted.items():
-        for feed in dict.fromkeys(feed for _, feed in found):
-            rates = [_rate(case, found[case, feed]) for case in cases]
-            for case, rate in zip(cases, rates, strict=True):
-                row = {
-                    "scaling": name,
-                    "feed": feed,
-                    "workers": case.workers,
-                    "global batch": case.global_batch,
-                    "micro-batch": case.micro_batch,
-                    "samples/s": spread(
-                        [case.global_batch / s for s in _pooled(found[case, feed], "together")]
-                    ),
-                    "efficiency": round(rate / case.workers * cases[0].workers / rates[0], 4),
-                }
-                if feed == MEMORY:
-                    row |= _exchange(case.config(dict(tree)), found[case, feed])
-                rows.append(row)
+    rows: list[Row] = []
+    for (name, cases), feed in itertools.product(wanted.items(), FEEDS):
+        first = cases[0]
+        a_worker = _rate(first, found[first, feed]) / first.workers
+        for case in cases:
+            runs = found[case, feed]
+            seconds = _pooled(runs, "together")
+            row = {
+                "scaling": name,
+                "feed": feed,
+                "workers": case.workers,
+                "global batch": case.global_batch,
+                "micro-batch": case.micro_batch,
+                "samples/s": spread([case.global_batch / second for second in seconds]),
+                "efficiency": round(_rate(case, runs) / case.workers / a_worker, 4),
+            }
+            if feed == MEMORY:
+                row |= _exchange(case.config(dict(tree)), runs)
+            rows.append(row)
     return rows
 
 
 def _exchange(cfg: PretrainConfig, runs: Sequence[Times]) -> Row:
     """What a step takes with and without exchange, and what the model makes of it."""
     step, alone = (_pooled(runs, name) for name in ("together", "apart"))
-    row: Row = {"step, s": spread(step), "step without exchange, s": spread(alone)}
+    row: Row = {_STEP: spread(step), _PLAIN: spread(alone)}
     if cfg.resources.workers == 1:
         return row
     sent = _pooled(runs, "all_reduce")
@@ -70,22 +71,29 @@ def _exchange(cfg: PretrainConfig, runs: Sequence[Times]) -> Row:
 
 
 def ratios(rows: Sequence[Row]) -> dict[str, float]:
-    """Efficiencies, how right the model was, and what workers cost each other without exchange."""
+    """Efficiencies, how right the model was, and what a step without exchange says of both."""
     found: dict[str, float] = {}
-    first = {}
+    first: dict[tuple[str, str], Row] = {}
     for row in rows:
-        name = f"{row['scaling']}, {row['feed']}"
-        first.setdefault(name, row)
-        if row is first[name]:
+        case, several = (row["scaling"], row["feed"]), f"{row['workers']} workers"
+        alone = first.setdefault(case, row)
+        if row is not alone:
+            found[f"{', '.join(case)}: efficiency of {several}"] = row["efficiency"]
+        if case != (WEAK, MEMORY):
             continue
-        found[f"{name}: efficiency of {row['workers']} workers"] = row["efficiency"]
-        if row["scaling"] == WEAK and row["feed"] == MEMORY:
-            what = "step without exchange, s"
-            cost = row[what]["median"] / first[name][what]["median"]
-            several = f"{row['workers']} workers"
+        if row is alone:
+            found["step / plain loop's, fewest workers"] = _median(row, _STEP) / _median(
+                row, _PLAIN
+            )
+        else:
             found[f"step predicted / measured, {several}"] = row["predicted / measured"]
-            found[f"step without exchange, {several} / {first[name]['workers']}"] = cost
+            contention = _median(row, _PLAIN) / _median(alone, _PLAIN)
+            found[f"step without exchange, {several} / {alone['workers']}"] = contention
     return found
+
+
+def _median(row: Row, name: str) -> float:
+    return row[name]["median"]
 
 
 def prediction_rows(cfg: PretrainConfig, *, views_per_s: float, known: Sequence[Row]) -> list[Row]:
@@ -99,7 +107,7 @@ def prediction_rows(cfg: PretrainConfig, *, views_per_s: float, known: Sequence[
     cluster = Cluster()
     weak = [row for row in known if row["scaling"] == WEAK and row["feed"] == MEMORY]
     if weak:
-        micro_s = weak[-1]["step without exchange, s"]["median"]
+        micro_s = _median(weak[-1], _PLAIN)
     else:
         micro_s = cluster.step_s(_on(cfg, gpus=1, stage=0, turns=1))
     measured = weak[-1].get("overlap, measured") if weak else None
@@ -115,7 +123,7 @@ def prediction_rows(cfg: PretrainConfig, *, views_per_s: float, known: Sequence[
             feeding=Feeding(views_per_s, cluster.cores),
         )
         load = {"GPUs": gpus, "ZeRO": stage, "samples a GPU": turns * cfg.micro_batch}
-        rows.append(load | {"step without exchange, s": turns * micro_s} | _columns(said))
+        rows.append(load | {_PLAIN: turns * micro_s} | _columns(said))
     facts = {
         "step of one micro-batch without exchange, s": (micro_s, bool(weak)),
         "views a core makes a second": (views_per_s, True),

@@ -54,7 +54,7 @@ def to_universal(folder: Path, out: Path) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     for left in out.glob(f"{UNIVERSAL}.*{UNFINISHED}"):
-        shutil.rmtree(left)
+        shutil.rmtree(left, ignore_errors=True)  # of a converter that outlived its caller, maybe
     with tempfile.TemporaryDirectory(UNFINISHED, prefix=f"{UNIVERSAL}.", dir=out) as name:
         made = _make(Path(name), (folder / SAVED).absolute())
         if (out / UNIVERSAL).exists():

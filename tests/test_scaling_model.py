@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from benchmarks._scaling_measure import Case, series
 from benchmarks._scaling_model import (
     Cluster,
     Exchange,
@@ -32,6 +33,7 @@ from benchmarks._scaling_model import (
     seconds,
     views_per_step,
 )
+from benchmarks._scaling_rows import prediction_rows
 from benchmarks._step_rows import batch
 from glmae_ray.config import PretrainConfig
 from glmae_ray.costs import parameters, trainable
@@ -228,3 +230,28 @@ def test_more_workers_are_never_more_efficient(counts, stage):
         for count in sorted(counts)
     ]
     assert found == sorted(found, reverse=True)
+
+
+def test_weak_scaling_keeps_the_micro_batch_and_strong_scaling_the_batch_that_counts_divide():
+    cfg = tiny_config("global_batch=8", "engine.micro_batch=2")
+    found = series(cfg, (1, 2, 3, 8, 16))
+    assert found["weak"] == [Case(n, 2 * n, 2) for n in (1, 2, 3, 8, 16)]
+    assert found["strong"] == [Case(1, 8, 2), Case(2, 8, 2), Case(8, 8, 1)]
+    for case in itertools.chain(*found.values()):
+        run = case.config(cfg.model_dump(mode="json"))
+        assert run.workers * run.micro_batch * run.accumulation == case.global_batch
+
+
+def test_every_number_that_a_prediction_rests_on_is_in_the_table_and_says_where_it_is_from():
+    rows = prediction_rows(tiny_config("engine.precision=bf16"), views_per_s=80.0, known=[])
+    predicted = [row for row in rows if "GPUs" in row]
+    assert {(row["GPUs"], row["ZeRO"]) for row in predicted} == {
+        (gpus, stage) for gpus in (8, 64, 512) for stage in STAGES
+    }
+    sources = {row["taken for given"]: row.get("source") for row in rows if "GPUs" not in row}
+    assert sources["views a core makes a second"] == "measured in this run"
+    assert sources["share of the exchange that is hidden"] == "assumed"
+    numbers = [row["value"] for row in rows if "GPUs" not in row]
+    cluster = Cluster()
+    for number in (cluster.cores, cluster.used, cluster.reached, cluster.per_node):
+        assert number in numbers

@@ -123,6 +123,16 @@ class Sitting:
         self._write_aside(step, began, {"val_reconstruction": figures})
         return figures["loss"]
 
+    def __enter__(self) -> Sitting:
+        """Sit."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the sitting; after an error without what the other workers would have to join."""
+        self._hang.close()
+        if kind is None:
+            self.close()
+
     def close(self) -> None:
         """End the sitting: what was saved is written. Collective."""
         self._hang.close()
