@@ -86,7 +86,7 @@ class Storm:
         while (now := self._run.look()).sitting <= before.sitting:
             if now.time > last.time:
                 last = now
-            if time.monotonic() > until:
+            if time.monotonic() > until or self._run.has_ended():
                 raise RuntimeError(f"the run does not go on: {self._run.said()[-3000:]}")
             time.sleep(_LOOK_S)
         return last, now

@@ -190,7 +190,8 @@ def judge(
 
 
 def _without_cluster() -> dict[str, str]:
-    return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"} | {"RAY_AUTH_MODE": "disabled"}
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return kept | {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
 import psutil
 from ray._raylet import GcsClient
@@ -27,9 +26,7 @@ from ray.core.generated import autoscaler_pb2, gcs_pb2
 
 _STORE_BYTES = 100_000_000  # the object store of a node
 _WORKER = "ray::RayTrainWorker"  # how Ray Train's workers title their processes
-_START_S = 60.0
-
-Value = TypeVar("Value")
+_START_S = 180.0  # on a machine that is busy
 
 
 @dataclass(frozen=True)
@@ -112,10 +109,13 @@ class LoopbackCluster:
         options += [f"--ray-client-server-port={client_port}", "--include-dashboard=False"]
         process = self._ray_start("head", "--num-cpus=0", *options)
         written = self._folder / "ray_current_cluster"
-        self.address = _wait("the head", process, lambda: written.exists() and written.read_text())
+        self.address = self._wait(
+            "head", process, lambda: written.read_text() if written.exists() else None
+        )
         self._gcs = GcsClient(address=self.address)
         host, _, _ = self.address.rpartition(":")
-        self.head = Node(host, self._id_of(host, process), process)
+        head_id = self._wait("head", process, lambda: self._alive().get(host))
+        self.head = Node(host, head_id, process)
 
     def add_node(self) -> Node:
         """Start a node and wait until Ray knows it."""
@@ -123,7 +123,8 @@ class LoopbackCluster:
         options = [f"--address={self.address}", f"--node-ip-address={address}"]
         options += [f"--num-cpus={self._cpus:g}", "--include-log-monitor=False"]
         process = self._ray_start(address, *options)
-        self.nodes.append(Node(address, self._id_of(address, process), process))
+        node_id = self._wait(address, process, lambda: self._alive().get(address))
+        self.nodes.append(Node(address, node_id, process))
         return self.nodes[-1]
 
     def _ray_start(self, name: str, *options: str) -> psutil.Popen:
@@ -138,8 +139,15 @@ class LoopbackCluster:
         self._started.append(process)
         return process
 
-    def _id_of(self, address: str, process: psutil.Popen) -> str:
-        return _wait(f"node {address}", process, lambda: self._alive().get(address))
+    def _wait(self, name: str, process: psutil.Popen, ready: Callable[[], str | None]) -> str:
+        """What `ready` gives, once it gives something."""
+        until = time.monotonic() + _START_S
+        while not (found := ready()):
+            if process.poll() is not None or time.monotonic() > until:
+                log = (self._folder / f"{name}.log").read_text()
+                raise RuntimeError(f"{name} did not start: {log[-2000:]}")
+            time.sleep(0.1)
+        return found
 
     def _alive(self) -> dict[str, str]:
         """Address -> id of the nodes that Ray counts as alive."""
@@ -150,10 +158,6 @@ class LoopbackCluster:
                 if info.state == gcs_pb2.GcsNodeInfo.ALIVE
             }
         return {}
-
-    def is_alive(self, node: Node) -> bool:
-        """Whether Ray counts a node as alive."""
-        return node.id in self._alive().values()
 
     def processes(self) -> list[psutil.Process]:
         """All that was started and still runs, on nodes that are lost as well."""
@@ -178,6 +182,7 @@ class LoopbackCluster:
         for process in node.processes():
             with suppress(psutil.Error):
                 process.suspend()
+        self.nodes.remove(node)
 
     def drain_node(self, node: Node, *, grace_s: float) -> None:
         """Tell Ray that a node will be taken, as a cloud does; `kill_node` takes it."""
@@ -229,15 +234,6 @@ def _title(process: psutil.Process) -> str:
     with suppress(psutil.Error):
         return next(iter(process.cmdline()), "")
     return ""
-
-
-def _wait(what: str, process: subprocess.Popen, ready: Callable[[], Value | None]) -> Value:
-    until = time.monotonic() + _START_S
-    while not (value := ready()):
-        if process.poll() is not None or time.monotonic() > until:
-            raise RuntimeError(f"{what} did not start; see its log beside {process.args}")
-        time.sleep(0.1)
-    return value
 
 
 def _free_port() -> int:

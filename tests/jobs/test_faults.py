@@ -137,6 +137,16 @@ def test_a_run_goes_on_without_a_node_whose_ray_is_killed(cluster, start):
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_without_a_node_that_falls_silent(cluster, start):
+    run = start(cluster)
+    run.wait_for(step=2 * SAVED_EVERY + 2)
+    cluster.freeze_node(cluster.nodes[1])
+    check_that_it_ends_well(run)
+    assert workers_of_sittings(run) == [2, 1]
+    assert repeated_steps(run.run)[1] <= 2 * SAVED_EVERY
+
+
+@pytest.mark.slow
 def test_the_same_command_goes_on_where_a_killed_driver_was(cluster, start):
     run = start(cluster)
     run.wait_for(step=2 * SAVED_EVERY + 2)
@@ -161,6 +171,16 @@ def test_a_node_that_is_taken_with_notice_takes_no_more_than_a_few_seconds_of_wo
     _, after = read_sittings(run.run)
     assert at_notice < after["start"]  # saved because of the notice
     assert after["start"] > (at_notice + lost.step) / 2
+
+
+@pytest.mark.slow
+def test_a_node_that_kubernetes_evicts_saves_before_it_goes(cluster, start):
+    run = start(cluster, f"save.every_steps={STEPS}")
+    at_notice = run.wait_for(step=10).step
+    cluster.terminate_node(cluster.nodes[1])
+    check_that_it_ends_well(run)
+    assert workers_of_sittings(run) == [2, 1]
+    assert read_sittings(run.run)[1]["start"] > at_notice
 
 
 @pytest.mark.slow

@@ -76,6 +76,10 @@ class WatchedRun:
         assert self.driver is not None
         return self.driver.wait(timeout_s)
 
+    def has_ended(self) -> bool:
+        """Whether the driver is gone."""
+        return self.driver is not None and self.driver.poll() is not None
+
     def look(self) -> Look:
         """See how far the run is."""
         records = [r for r in read_metrics(self.run) if "loss" in r]
@@ -92,19 +96,16 @@ class WatchedRun:
         (found,) = [r for r in read_metrics(self.run) if "loss" in r and r["step"] == step]
         return float(found["time"])
 
-    def wait_for(self, *, step: int = 0, sitting: int = 0, timeout_s: float = 180) -> Look:
-        """Until a step is done by a sitting, or a later one.
+    def wait_for(self, *, step: int, timeout_s: float = 180) -> Look:
+        """Until a step is done, or a later one.
 
         Raises:
             RuntimeError: The driver ended, or it took too long.
         """
         until = time.monotonic() + timeout_s
-        while (now := self.look()).step < step or now.sitting < sitting:
-            assert self.driver is not None
-            if self.driver.poll() is not None and self.look().step < step:
-                raise RuntimeError(f"the driver ended at {now}: {self.said()[-2000:]}")
-            if time.monotonic() > until:
-                raise RuntimeError(f"no step {step} of sitting {sitting}: {self.said()[-2000:]}")
+        while (now := self.look()).step < step:
+            if time.monotonic() > until or self.has_ended():
+                raise RuntimeError(f"no step {step}, but {now}: {self.said()[-2000:]}")
             time.sleep(0.1)
         return now
 
