@@ -60,7 +60,8 @@ def train(words: list[str], folder: str) -> dict[str, list[float]]:
     share_all_weights()
     engine = build_engine(cfg)
     losses, norms, held_out = [], [], []
-    for info in train_steps(engine, batches(cfg), cfg=cfg):
+    rank = int(os.environ["RANK"])
+    for info in train_steps(engine, batches(cfg), cfg=cfg, rank=rank):
         losses.append(mean_over_workers(info.outputs)["loss"])
         norms.append(engine.gradient_norm())
         if info.step == 3:
@@ -75,7 +76,7 @@ def train(words: list[str], folder: str) -> dict[str, list[float]]:
     again.load(Path(folder))
     resumed = [
         mean_over_workers(info.outputs)["loss"]
-        for info in train_steps(again, batches(cfg), cfg=cfg, start=3)
+        for info in train_steps(again, batches(cfg), cfg=cfg, start=3, rank=rank)
     ]
     held_out.append(held_out_reconstruction(again, [(make_batch(cfg), 1.0)])["r2"])
     center = engine.module.center.tolist()
