@@ -9,8 +9,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +21,7 @@ import numpy as np
 from benchmarks._ingest_volumes import small_volumes, write_large
 from benchmarks._ingest_writers import nnssl, pending_cases
 from benchmarks._loader_data import CROP, GLMAE, LZ4_STORE, SIDE, DataSet, Task
+from benchmarks._stores import ingest_for_training
 from glmae_ray.store.zarr_store import VolumeStore
 
 _CORES = 2
@@ -124,11 +123,7 @@ def _write_small(folder: Path, *, most: int) -> None:
 
 
 def _ingest(folder: Path, *, into: str = "store", codec: str = "zstd") -> None:
-    """The command itself; every case is for training."""
-    places = [f"source={folder / 'images'}", f"store={folder / into}"]
-    words = [*places, "splits=[1,0,0]", f"codec={codec}"]
-    command = [sys.executable, "-m", "glmae_ray.cli", "ingest", *words]
-    subprocess.run(command, check=True, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"})
+    ingest_for_training(folder / "images", folder / into, codec=codec)
 
 
 def _write_blosc2(folder: Path, *, dtype: str) -> None:

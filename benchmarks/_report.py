@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,15 @@ def arguments(question: str) -> argparse.Namespace:
     Args:
         question: What the benchmark answers, for `--help`.
     """
-    parser = argparse.ArgumentParser(description=question)
-    parser.add_argument("--quick", action="store_true", help="within 10 minutes on 2 cores")
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
-    return parser.parse_args()
+    return parser(question).parse_args()
+
+
+def parser(question: str) -> argparse.ArgumentParser:
+    """The same before it is parsed, for a benchmark that has more to ask."""
+    asked = argparse.ArgumentParser(description=question)
+    asked.add_argument("--quick", action="store_true", help="within 10 minutes on 2 cores")
+    asked.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    return asked
 
 
 def environment(packages: Iterable[str]) -> dict[str, Any]:
@@ -65,13 +71,15 @@ def report(
 
     Args:
         name: Of the benchmark.
-        rows: What was measured; keys that rows lack are left blank in the table.
+        rows: What was measured; those with the same first key are a table, in which keys that
+            rows lack are left blank.
         ratios: "what / against what" to a number.
         facts: What `environment` found, before the work began.
         out: The file.
     """
-    print_table(rows)
-    print()
+    for _, alike in groupby(rows, key=lambda row: next(iter(row))):
+        print_table(list(alike))
+        print()
     print_table([{"ratio": what, "value": round(value, 3)} for what, value in ratios.items()])
     document = {
         "name": name,

@@ -50,6 +50,7 @@ class ResourcesConfig(Config):
     profile: Literal["local", "cluster", "spot"] = "local"  # limits and patience; docs/running.md
     max_failures: Annotated[int, Field(ge=-1)] | None = None  # None: of the profile; -1: no limit
     hang_s: PositiveFloat | None = None  # a step that takes longer hangs; None: of the profile
+    resize_s: PositiveFloat | None = None  # between looks for room for more; None: of the profile
 
     @property
     def least(self) -> int:

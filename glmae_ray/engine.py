@@ -1,4 +1,4 @@
-"""The only door to DeepSpeed: build, forward, backward, step, save, load.
+"""The only door to DeepSpeed: build, forward, backward, step, save, load, change of world size.
 
 Autocast runs over float32 parameters (`torch_autocast`), never with bfloat16 ones: in bfloat16 a
 teacher update of 0.4 % rounds to nothing.
@@ -18,6 +18,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from torch import Tensor, nn
 from glmae_ray.config import PretrainConfig
 from glmae_ray.costs_memory import reduce_bucket
 from glmae_ray.optim import parameter_groups
+from glmae_ray.universal import SAVED, UNIVERSAL, read_rest
 
-_TAG = "engine"
+_SCALE = "loss_scale"  # in what is saved
 _AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -56,8 +58,9 @@ class Engine:
             # DeepSpeed would put all gradients into one buffer and back, with nobody to send to.
             self._engine.enable_backward_allreduce = False
         self._clip, self._norm = cfg.optim.clip, torch.tensor(torch.nan)
-        # Under fp16 gradients overflow by design: DeepSpeed's loss scaler finds them and skips.
+        # Under fp16 gradients overflow by design: they are found and skipped.
         self._scaled = cfg.engine.precision == "fp16"
+        self._scale = self._loss_scale() if self._scaled else None
         self._lost = torch.zeros((), dtype=torch.bool, device=device)
         self._skipped = torch.zeros((), device=device)
         self._kept = self._engine.checkpoint_engine = _kept_in_memory()
@@ -97,6 +100,9 @@ class Engine:
             group["lr"] = lr
         ends = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
+        if ends and isinstance(self._scale, LossScale):
+            self._scale.follow(overflow=self._optimizer.overflow)
+            self._optimizer.override_loss_scale(self._scale.value)
         if ends and self.zero_stage:
             self._note_skipped(torch.as_tensor(self._engine.get_global_grad_norm()))
 
@@ -123,6 +129,19 @@ class Engine:
     def gradient_norm(self) -> float:
         """Norm of the last step's whole gradient before clipping."""
         return float(self._engine.get_global_grad_norm() if self.zero_stage else self._norm)
+
+    def _loss_scale(self) -> LossScale | torch.amp.GradScaler:
+        """At stage 0 DeepSpeed's; from stage 1 on ours.
+
+        There DeepSpeed 0.19.8 clips before it unscales, to a norm of 1 / 65536 of the one that is
+        asked for, and where a gradient overflows it never lowers its scale.
+        """
+        if self.zero_stage == 0:
+            return self._engine.torch_autocast_z0_gradscaler
+        scale = LossScale()
+        self._optimizer.torch_autocast_gradscaler = None
+        self._optimizer.override_loss_scale(scale.value)
+        return scale
 
     def _clip_and_remember(self) -> None:
         self._norm = nn.utils.clip_grad_norm_(self.module.parameters(), self._clip)
@@ -161,17 +180,96 @@ class Engine:
         Returns:
             Name -> content of the files that `load` expects in a folder; training may go on.
         """
-        # DeepSpeed wants a folder, and puts a script of its own there.
+        # DeepSpeed 0.19.8 saves nothing of the loss scale.
+        state = {} if self._scale is None else {_SCALE: self._scale.state_dict()}
+        # It wants a folder, and puts a script of its own there.
         with tempfile.TemporaryDirectory(prefix="glmae-snapshot-") as folder:
-            self._engine.save_checkpoint(folder, tag=_TAG, save_latest=False)
+            self._engine.save_checkpoint(folder, tag=SAVED, client_state=state, save_latest=False)
             paths, self._kept.files = self._kept.files, {}
             return {Path(path).relative_to(folder).as_posix(): d for path, d in paths.items()}
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote with the same ZeRO stage. Collective."""
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
+    def load(self, folder: Path, *, saved_workers: int | None = None) -> None:
+        """Read what `snapshot` gave at the same ZeRO stage, before or in the middle of a run.
+
+        Collective.
+
+        Args:
+            folder: With the files of all ranks. From stage 1 on, where another number of workers
+                wrote them, what `to_universal` made of them is read in their place.
+            saved_workers: How many wrote it; None: as many as there are now.
+
+        Raises:
+            FileNotFoundError: What `to_universal` makes is needed, and not there or not whole.
+        """
+        workers = torch.distributed.get_world_size()
+        if self.zero_stage and saved_workers not in (None, workers):
+            self._load_universal(folder)
+        else:
+            self._load(folder, SAVED)
+
+    def _load(self, folder: Path, tag: str) -> None:
+        if not any((folder / tag).glob("*_model_states.pt")):
+            raise FileNotFoundError(f"{folder / tag}: holds no checkpoint")
+        loaded, state = self._engine.load_checkpoint(str(folder), tag=tag)
         if loaded is None:
             raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint to load")
+        if self._scale is not None and _SCALE in state:
+            self._scale.load_state_dict(state[_SCALE])
+        if isinstance(self._scale, LossScale):
+            self._optimizer.override_loss_scale(self._scale.value)
+
+    def _load_universal(self, folder: Path) -> None:
+        """Load through DeepSpeed, and mend what DeepSpeed 0.19.8 leaves wrong."""
+        rest = read_rest(folder)
+        optimizer = self._optimizer.optimizer  # torch's, over this rank's share
+        kept = [{**group, "params": None} for group in optimizer.param_groups]
+        config = self._engine._config  # of all that it holds, DeepSpeed asks this at each load
+        config.load_universal_checkpoint = True
+        try:
+            self._load(folder, UNIVERSAL)
+        finally:
+            config.load_universal_checkpoint = False
+        for group, own in zip(optimizer.param_groups, kept, strict=True):
+            # Stage 3 gives every group the first one's, its weight decay included.
+            group.update(own, params=group["params"])
+        for moments in optimizer.state.values():
+            # On the CPU, where fused AdamW cannot use it, and in stage 3 one for all groups,
+            # each of which would count every step.
+            moments["step"] = moments["step"].to(self.device, copy=True)
+        # DeepSpeed leaves as they are, in every stage, frozen parameters and buffers.
+        trained = {name for name, p in self.module.named_parameters() if p.requires_grad}
+        frozen = [p for p in self.module.parameters() if not p.requires_grad]
+        with self._whole(frozen, change=True):
+            found = self.module.load_state_dict(rest, strict=False)
+        if found.unexpected_keys or set(found.missing_keys) != trained:
+            raise RuntimeError(f"{folder}: frozen parts and buffers are of another module")
+
+
+@dataclass
+class LossScale:
+    """By how much the loss is multiplied so that gradients fit into float16.
+
+    It halves when one overflows and doubles after 2000 steps without, as torch's `GradScaler`.
+    """
+
+    value: float = 2.0**16
+    steady: int = 0  # steps since it changed
+
+    def follow(self, *, overflow: bool) -> None:
+        """Count a step, in which a gradient overflowed or none did."""
+        self.steady += 1
+        if overflow:
+            self.value, self.steady = self.value / 2, 0
+        elif self.steady == 2000:
+            self.value, self.steady = self.value * 2, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Be as another was."""
+        self.value, self.steady = state["value"], state["steady"]
 
 
 def _import_deepspeed(device: torch.device) -> Any:
@@ -201,13 +299,33 @@ def _kept_in_memory() -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.files: dict[str, bytes] = {}
+            # By name of the file. Fresh pages cost more than what is copied into them: where the
+            # last content is no longer held, the next goes to the same pages, else to others.
+            self._buffers: dict[str, io.BytesIO] = {}
 
         def save(self, state_dict: Any, path: str) -> None:
-            buffer = io.BytesIO()
-            torch.save(state_dict, buffer)
-            self.files[path] = buffer.getvalue()
+            buffer = self._buffers.setdefault(Path(path).name, io.BytesIO())
+            buffer.seek(0)
+            with _no_crc32():
+                torch.save(state_dict, buffer)
+            buffer.truncate()
+            self.files[path] = buffer.getvalue()  # no copy
 
     return Kept()
+
+
+@contextmanager
+def _no_crc32() -> Iterator[None]:
+    """Let `torch.save` leave out a checksum that `torch.load` does not look at.
+
+    It takes longer than to copy the tensors; checkpoints have a SHA-256 of each file.
+    """
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def _settings(cfg: PretrainConfig) -> dict[str, Any]:

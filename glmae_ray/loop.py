@@ -107,12 +107,14 @@ def not_finite_outputs(steps: Sequence[StepInfo]) -> dict[int, dict[int, list[st
 
 
 @torch.no_grad()
-def held_out_reconstruction(engine: Engine, batches: Iterable[Batch]) -> dict[str, float]:
+def held_out_reconstruction(
+    engine: Engine, batches: Iterable[tuple[Batch, float]]
+) -> dict[str, float]:
     """Reconstruction of fixed views under fixed masks. Collective: equally many on every rank.
 
     Args:
         engine: Holds the module.
-        batches: This worker's share of the held-out samples.
+        batches: This worker's share of the held-out samples, and what each counts.
 
     Returns:
         `loss` and `trivial`, the loss of predicting every patch's own mean, over all views and
@@ -120,7 +122,7 @@ def held_out_reconstruction(engine: Engine, batches: Iterable[Batch]) -> dict[st
         hidden patches that the model explains.
     """
     engine.train(False)
-    parts = [engine(batch, task="held_out") for batch in batches]
+    parts = [engine(batch, task="held_out", weight=weight) for batch, weight in batches]
     engine.train(True)
     sums = {kind: torch.stack([part[kind] for part in parts]).sum(0) for kind in parts[0]}
     if torch.distributed.is_initialized():

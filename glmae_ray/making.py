@@ -30,6 +30,7 @@ def count_turns(count: int) -> ray.data.Dataset:
     turns.context.target_max_block_size = 1
     # Counting takes no CPU; what Ray would reserve for it would be a maker's.
     turns.context.op_resource_reservation_ratio = 0.0
+    turns.context.enable_progress_bars = False  # of rows; a run shows its own, of steps
     return turns
 
 

@@ -235,20 +235,32 @@ def _free_resources() -> dict[str, float]:
     }
 
 
+class FixedBatch(NamedTuple):
+    """A held-out sample, and what it counts: 0 where a rank only keeps the others company."""
+
+    batch: Batch
+    weight: float
+
+
 def fixed_batches(
     maker: SampleMaker, *, samples: int, rank: int, workers: int, device: torch.device
-) -> list[Batch]:
+) -> list[FixedBatch]:
     """The held-out samples of one rank, one a batch, kept in memory; equally many on every rank.
+
+    The same samples count on any number of workers.
 
     Raises:
         UnreadableCaseError: None stands in for a case here: figures of a run would not compare.
     """
-    numbers = range(rank, samples - samples % workers, workers)
+    numbers = range(rank, samples + -samples % workers, workers)
     return [
-        {
-            name: torch.from_numpy(column).to(device)
-            for name, column in maker.make({"number": np.array([number])}).items()
-            if name not in _FOR_THE_HOST
-        }
+        FixedBatch(
+            {
+                name: torch.from_numpy(column).to(device)
+                for name, column in maker.make({"number": np.array([number % samples])}).items()
+                if name not in _FOR_THE_HOST
+            },
+            weight=float(number < samples),
+        )
         for number in numbers
     ]

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmae_ray.cli import VERBS, main
-from glmae_ray.config import PRESETS, LossConfig, PretrainConfig
+from glmae_ray.config import LossConfig, PretrainConfig
 from glmae_ray.config_loading import load
+from glmae_ray.config_model import PRESETS
 from glmae_ray.config_store import IngestConfig
 from glmae_ray.errors import UserError
 from tests.conftest import tiny_config

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ STAGES = [
 
 
 TWO = "resources.workers=2"
+UNEVEN = "resources.workers=[1,3]"  # on two workers
 ON_TWO = [f"{name}, two workers" for name in STAGES]
 
 
@@ -43,17 +46,17 @@ def build_engine(cfg: PretrainConfig) -> Engine:
 
 
 def batches(cfg: PretrainConfig) -> Iterator[dict[str, torch.Tensor]]:
-    """The same four samples for ever, cut into micro-batches."""
+    """The same samples for ever, dealt to the workers in micro-batches."""
     whole, rank = make_batch(cfg, cfg.global_batch), int(os.environ["RANK"])
-    stride = cfg.micro_batch * cfg.resources.workers
-    while True:
-        for start in range(rank * cfg.micro_batch, cfg.global_batch, stride):
-            yield {name: v[start : start + cfg.micro_batch] for name, v in whole.items()}
+    for turn in itertools.count():
+        numbers = [number % cfg.global_batch for number in cfg.samples_of(turn, rank=rank)]
+        yield {name: v[numbers] for name, v in whole.items()}
 
 
 def train(words: list[str], folder: str) -> dict[str, list[float]]:
     """Losses and norms of a run, and those of the same run saved and loaded in the middle."""
     cfg = tiny_config("steps=6", "optim.base_lr=0.1", "optim.warmup_steps=1", *words)
+    cfg = cfg.on(int(os.environ["WORLD_SIZE"]))
     share_all_weights()
     engine = build_engine(cfg)
     losses, norms, held_out = [], [], []
@@ -61,9 +64,11 @@ def train(words: list[str], folder: str) -> dict[str, list[float]]:
         losses.append(mean_over_workers(info.outputs)["loss"])
         norms.append(engine.gradient_norm())
         if info.step == 3:
-            for name, data in engine.snapshot().items():
-                publish(Path(folder) / name, data)
-    held_out.append(held_out_reconstruction(engine, [make_batch(cfg)])["r2"])
+            snapshot = engine.snapshot()
+        if info.step == 5:
+            engine.snapshot()  # leaves the one before as it is, while somebody holds it
+    write(snapshot, Path(folder))
+    held_out.append(held_out_reconstruction(engine, [(make_batch(cfg), 1.0)])["r2"])
     with engine.whole_parameters():
         teacher = [p.square().sum().item() for p in engine.module.teacher_encoder.parameters()]
     again = build_engine(cfg)
@@ -72,10 +77,22 @@ def train(words: list[str], folder: str) -> dict[str, list[float]]:
         mean_over_workers(info.outputs)["loss"]
         for info in train_steps(again, batches(cfg), cfg=cfg, start=3)
     ]
-    held_out.append(held_out_reconstruction(again, [make_batch(cfg)])["r2"])
+    held_out.append(held_out_reconstruction(again, [(make_batch(cfg), 1.0)])["r2"])
     center = engine.module.center.tolist()
     found = {"losses": losses, "norms": norms, "resumed": resumed, "held_out": held_out}
     return {**found, "teacher": teacher, "center": center}
+
+
+def save(engine: Engine, folder: Path) -> None:
+    """Write a rank's files. Collective."""
+    write(engine.snapshot(), folder)
+
+
+def write(files: dict[str, bytes], folder: Path) -> None:
+    """Write a snapshot. Collective."""
+    for name, data in files.items():
+        publish(folder / name, data)
+    torch.distributed.barrier()
 
 
 def share_all_weights() -> None:
@@ -97,6 +114,9 @@ def runs(tmp_path_factory) -> dict[str, dict[str, list[float]]]:
     cases["divided"] = ["engine.micro_batch=1"]
     for name in STAGES:
         cases[f"{name}, two workers"] = [name, TWO]
+    six = ["global_batch=6", "engine.micro_batch=2"]
+    cases |= {"six": six, "six, uneven": [*six, UNEVEN]}
+    cases["six, uneven, stage 2"] = [*six, UNEVEN, "engine.zero_stage=2"]
     cases["recomputed"] = ["model.activation_checkpointing=true"]
     cases["bf16"] = ["engine.precision=bf16"]
     cases["bf16, stage 2"] = ["engine.precision=bf16", "engine.zero_stage=2"]
@@ -118,7 +138,7 @@ def in_own_process(
         # Else one may be gone while the other still sends, and gloo ends that process.
         "import torch.distributed as world; world.barrier(); world.destroy_process_group()"
     )
-    workers = 2 if TWO in words else 1
+    workers = 2 if UNEVEN in words else tiny_config(*words).resources.workers
     world = {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     world["MASTER_PORT"] = str(_free_port()) if workers > 1 else "0"
     ranks = [
@@ -132,9 +152,14 @@ def in_own_process(
         )
         for rank in range(workers)
     ]
+    try:
+        with ThreadPoolExecutor(workers) as pool:  # a rank that nobody reads from would wait
+            told = list(pool.map(lambda process: process.communicate(timeout=300), ranks))
+    finally:
+        for process in ranks:
+            process.kill()
     results = []
-    for process in ranks:
-        out, err = process.communicate(timeout=120)
+    for process, (out, err) in zip(ranks, told, strict=True):
         assert process.returncode == 0, err
         line = next(line for line in out.splitlines() if line.startswith("RESULT "))
         results.append(json.loads(line.removeprefix("RESULT ")))
@@ -167,6 +192,17 @@ def test_two_workers_have_the_losses_the_teacher_and_the_centre_of_one(runs, nam
     assert two["teacher"] == pytest.approx(one["teacher"], rel=1e-4, abs=1e-9)
     assert two["center"] == pytest.approx(one["center"], abs=1e-4)
     assert max(map(abs, two["center"])) > 0.01
+
+
+@pytest.mark.parametrize("name", ["six, uneven", "six, uneven, stage 2"])
+def test_workers_that_do_not_divide_the_micro_batches_have_the_figures_of_one(runs, name):
+    one, uneven = runs["six"], runs[name]
+    assert uneven["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert uneven["norms"] == pytest.approx(one["norms"], rel=1e-3)
+    assert uneven["teacher"] == pytest.approx(one["teacher"], rel=1e-4, abs=1e-9)
+    assert uneven["center"] == pytest.approx(one["center"], abs=1e-4)
+    assert uneven["resumed"] == pytest.approx(one["losses"][3:], rel=1e-4)
+    assert uneven["losses"][0] != pytest.approx(runs[STAGES[0]]["losses"][0], rel=1e-4)
 
 
 def test_activation_checkpointing_changes_nothing(runs):

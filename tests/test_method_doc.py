@@ -110,6 +110,7 @@ def test_no_default_of_the_method_is_left_out():
         "model.channels",
         "model.compile",
         "model.activation_checkpointing",
+        "optim.rewind_after",
     }
     for section in ("views", "model", "loss", "optim"):
         fields = {f"{section}.{name}" for name in type(getattr(given, section)).model_fields}

@@ -61,14 +61,22 @@ class HangWatch:
                 self._end(self._beat[0])
 
     def _end(self, step: int) -> None:
-        mine = place_of(self._trains)
-        self._post(json.dumps(mine))
+        try:
+            if self._is_over_before_all_told(step):
+                return
+        except Exception:  # of Ray, or of the disk: the process has to end all the same
+            traceback.print_exc()
+        os._exit(1)  # the training thread may stand where no exception reaches it
+
+    def _is_over_before_all_told(self, step: int) -> bool:
+        """Tell where each rank stands, or that this worker ended in the meantime."""
+        self._post(json.dumps(place_of(self._trains)))
         if self._over.wait(min(_OTHERS_S, self._limit_s)):
-            return
+            return True
         posts = {rank: found for rank in range(self._ranks.size) if (found := self._read(rank))}
         if self._ranks.rank == min(posts):
             self._tell(hang_event(step, posts, ranks=self._ranks.size, limit_s=self._limit_s))
-        os._exit(1)  # the training thread may stand where no exception reaches it
+        return False
 
     def _post(self, text: str) -> None:
         key = f"{self._key}{self._ranks.rank}".encode()

@@ -50,11 +50,12 @@ class Meetings:
         """
         self._cfg, self._ranks = cfg, ranks
         self._next, self._met_step, self._met = start + 1, start, time.monotonic()
-        self._saved, self._save_s = time.monotonic(), 0.0
+        self._saved = time.monotonic()
+        self._save_s: float | None = None
         self._left: set[str] = set()  # nodes for whose end a checkpoint was made
 
-    def saved(self, *, took_s: float) -> None:
-        """Take note of a checkpoint, and how long it took until it was written."""
+    def saved(self, *, took_s: float | None) -> None:
+        """Take note of a checkpoint, and how long one takes until it is written, if it is known."""
         self._saved, self._save_s = time.monotonic(), took_s
 
     def saved_and_waited(self) -> None:
@@ -92,7 +93,7 @@ class Meetings:
         nodes = set(notice.preempted_node_ids)
         if nodes <= self._left:
             return False
-        if notice.deadline_ms is not None:
+        if notice.deadline_ms is not None and self._save_s is not None:
             left_s = notice.deadline_ms / 1000 - time.time()
             # The next meeting would be too late.
             if left_s > 2 * wait_s + 2 * self._save_s + _MARGIN_S:

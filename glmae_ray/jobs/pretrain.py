@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from glmae_ray.config import PretrainConfig
 from glmae_ray.errors import StoppedError, UserError
 from glmae_ray.jobs.allotment import Allotment, allot
 from glmae_ray.jobs.machine import PACKAGES
+from glmae_ray.jobs.profiles import PROFILES, apply
 from glmae_ray.jobs.ray_session import ray_session
 from glmae_ray.jobs.store_changes import (
     ENVIRONMENT,
@@ -63,6 +65,7 @@ def run(cfg: PretrainConfig) -> None:
         print(f"{folder}: has done its {cfg.steps} steps already")
     else:
         loaded = _check_init(cfg, folder)
+        _apply_profile(cfg)
         with ray_session(cfg.ray):
             allotment = _allot(cfg)
             _write_facts(cfg, folder, facts, loaded)
@@ -70,6 +73,13 @@ def run(cfg: PretrainConfig) -> None:
                 _train(cfg, allotment)
         _print_summary(summarise(folder))
     print(f"run: {folder}")
+
+
+def _apply_profile(cfg: PretrainConfig) -> None:
+    """Set what Ray reads when it is imported."""
+    joins = cfg.ray.address or os.environ.get("RAY_ADDRESS")
+    profile = PROFILES[cfg.resources.profile]
+    apply(profile, starts_ray=not joins, hang_s=cfg.resources.hang_s)
 
 
 def _allot(cfg: PretrainConfig) -> Allotment:

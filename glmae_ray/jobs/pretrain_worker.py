@@ -61,14 +61,15 @@ def _train(settings: dict[str, Any]) -> None:
         device=engine.device,
         tell=sitting.tell,
     )
-    if sitting.start == 0:
-        sitting.validate(step=0)
-    for info in train_steps(engine, batches, cfg=cfg, start=sitting.start, rank=rank):
-        if not sitting.after_step(info):
-            break
-    else:
-        export_encoder(engine, cfg=cfg, folder=to_place(cfg.run), step=cfg.steps, rank=rank)
-    sitting.close()
+    with sitting:
+        if sitting.start == 0:
+            sitting.validate(step=0)
+        for info in train_steps(engine, batches, cfg=cfg, start=sitting.start, rank=rank):
+            if not sitting.after_step(info):
+                break
+        else:
+            run = to_place(cfg.run)
+            export_encoder(engine, cfg=cfg, folder=run, step=cfg.steps, rank=rank)
 
 
 def _share_cores(workers_here: int) -> None:

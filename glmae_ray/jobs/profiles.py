@@ -41,6 +41,7 @@ class Profile:
             leaves.
         preemption_grace_s: How long the other workers go on when a node has left after a notice.
         elastic_resize_monitor_interval_s: How often Ray looks whether there is room for more.
+            `resources.resize_s` wins.
         hang_s: A step that takes longer hangs. `resources.hang_s` wins.
         wait_s: How long a run waits for nodes on which its workers fit, before it ends.
     """
@@ -116,7 +117,9 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                 **{
                     POLL: 1,  # each second counts of the thirty that some clouds give
                     SILENCE: 60,  # a machine that is taken without a notice is only silent
-                    PLACING: 15,  # as for a cluster
+                    # The first start after a loss may still count on the node that is gone, and
+                    # wait for a place there; where there is room, one is found within a second.
+                    PLACING: 5,
                     NOTICE: 1,  # the rest of the notice is for the checkpoint
                     COLLECTIVE: 1800,  # after hang_s, which names the rank
                 }

@@ -65,6 +65,7 @@ def _start_here() -> None:
     # Two logical CPUs at least: a trainer and its reader share even a single core.
     cpus = max(2, os.cpu_count() or 1)
     ray.init(
+        address="local",  # not the cluster that somebody else has started on this machine
         num_cpus=cpus,
         include_dashboard=False,
         log_to_driver=False,

@@ -1,31 +1,24 @@
-"""Save: a snapshot, written while training goes on. Resume: from the newest that is whole."""
+"""Save: a snapshot at a step, written while training goes on."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import random
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from glmae_ray import checkpoint
-from glmae_ray.checkpoint import Checkpoint, CorruptError
 from glmae_ray.config import PretrainConfig
 from glmae_ray.engine import Engine
 from glmae_ray.errors import UserError
 from glmae_ray.jobs.machine import PACKAGES
+from glmae_ray.jobs.random_state import name_of, random_state
 from glmae_ray.jobs.store_changes import ENVIRONMENT, StoreFacts
-from glmae_ray.paths import Place, publish, read_file
+from glmae_ray.paths import Place, read_file
 from glmae_ray.ranks import Ranks
+from glmae_ray.tracking import flush
 from glmae_ray.watch import Event
 
 Tell = Callable[[Event], None]
@@ -36,11 +29,16 @@ class Saved(NamedTuple):
 
     Attributes:
         held_s: For which training stood still.
-        written_s: That the last write took, beside it or not; 0 before the first.
+        written_s: That the last write took, beside it or not; None before the first has ended.
     """
 
     held_s: float
-    written_s: float
+    written_s: float | None
+
+    @property
+    def took_s(self) -> float | None:
+        """About how long it is until the next one will be written."""
+        return None if self.written_s is None else self.held_s + self.written_s
 
 
 class Saver:
@@ -66,7 +64,7 @@ class Saver:
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
-        self._written_s = 0.0
+        self._written_s: float | None = None
         self._failed: Place | None = None  # what this rank could not write
 
     def save(self, engine: Engine, *, state: dict[str, Any], wait: bool = False) -> Saved:
@@ -82,7 +80,7 @@ class Saver:
         """
         began = time.perf_counter()
         self._settle()
-        files = {**engine.snapshot(), f"rng-{self._ranks.rank}.pt": _random_state()}
+        files = {**engine.snapshot(), name_of(self._ranks.rank): random_state()}
         if self._ranks.rank == 0:
             files[checkpoint.STATE] = json.dumps(self._facts() | state, indent=1).encode()
         step = int(state["step"])
@@ -128,6 +126,7 @@ class Saver:
     def _write(self, folder: Place, files: dict[str, bytes], step: int) -> None:
         began = time.perf_counter()
         try:
+            flush(self._run)  # a checkpoint does not come before the records of its steps
             checkpoint.write_part(folder, files, rank=self._ranks.rank)
         except (OSError, UserError) as error:
             self._failed = folder
@@ -137,7 +136,8 @@ class Saver:
                 f"before this one are as they were"
             )
             self._tell(Event("checkpoint_failed", line, {"step": step, "reason": str(error)}))
-        self._written_s = time.perf_counter() - began
+        else:
+            self._written_s = time.perf_counter() - began
         if self._ranks.rank == 0:
             self._tidy()
 
@@ -156,99 +156,3 @@ class Saver:
         except (OSError, UserError) as error:
             line = f"old checkpoints stay, {error}; the next save tries again"
             self._tell(Event("checkpoint_stays", line, {"reason": str(error)}))
-
-
-def resume(
-    engine: Engine,
-    run: Place,
-    *,
-    ranks: Ranks,
-    tell: Tell,
-    wanted: Callable[[Checkpoint], bool] = lambda _: True,
-) -> Checkpoint | None:
-    """Load the newest complete checkpoint that holds what was written. Collective.
-
-    One that does not is told and removed, and the one before is tried.
-
-    Args:
-        engine: Takes the state.
-        run: The run folder.
-        ranks: This worker among the others.
-        tell: Takes what a person should read.
-        wanted: Which checkpoints to look at.
-
-    Returns:
-        What was loaded; None where the run has no checkpoint that is wanted.
-
-    Raises:
-        UserError: The run has checkpoints, and none is whole.
-    """
-    known = [c for c in checkpoint.complete(run) if wanted(c)] if ranks.rank == 0 else []
-    known = ranks.told(known)
-    for found in known:
-        folder = _folder(found)
-        faults = [fault for fault in ranks.each(_fetch(found, folder, ranks)) if fault]
-        if not faults:
-            engine.load(folder)
-            _restore_random_state(folder, ranks=ranks, saved_ranks=found.state["parts"])
-        ranks.each(None)  # nobody removes what another still reads
-        if folder != found.place and ranks.local_rank == 0:
-            shutil.rmtree(folder)
-        if not faults:
-            return found
-        if ranks.rank == 0:
-            line = f"{found.place}: is damaged and is not used: {faults[0]}"
-            tell(Event("checkpoint_corrupt", line, {"step": found.step, "reason": faults[0]}))
-            checkpoint.remove(found.place)
-    if known:
-        raise UserError(
-            f"{run / checkpoint.FOLDER}: no checkpoint is whole; name another run, or remove this "
-            "folder to start again from step 0"
-        )
-    return None
-
-
-def _folder(found: Checkpoint) -> Path:
-    """Where a checkpoint can be read from on this node."""
-    if isinstance(found.place, Path):
-        return found.place
-    name = hashlib.sha256(str(found.place).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"glmae-checkpoint-{name}"
-
-
-def _fetch(found: Checkpoint, folder: Path, ranks: Ranks) -> str | None:
-    """See that a checkpoint holds what was written, and bring it to this node; what is wrong.
-
-    One rank of each node fetches from an object store; rank 0 reads a folder that all share.
-    """
-    shared = folder == found.place
-    if (ranks.rank if shared else ranks.local_rank) != 0:
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        for name, data in checkpoint.contents(found):
-            if not shared:
-                publish(folder / name, data)
-    except CorruptError as error:
-        return str(error)
-    return None
-
-
-def _random_state() -> bytes:
-    """Of the generators that this process has, though what is trained draws from none."""
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    state = {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate()}
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
-
-
-def _restore_random_state(folder: Path, *, ranks: Ranks, saved_ranks: int) -> None:
-    """As it was, where the workers are as many as they were."""
-    if ranks.size != saved_ranks:
-        return
-    state = torch.load(folder / f"rng-{ranks.rank}.pt", weights_only=True)
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    random.setstate(state["python"])

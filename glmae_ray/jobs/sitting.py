@@ -17,14 +17,15 @@ from glmae_ray.jobs.hang import HangWatch
 from glmae_ray.jobs.interval import Interval
 from glmae_ray.jobs.meetings import Meetings, Orders
 from glmae_ray.jobs.profiles import PROFILES
-from glmae_ray.jobs.saving import Saver, resume
+from glmae_ray.jobs.resuming import resume
+from glmae_ray.jobs.saving import Saver
 from glmae_ray.jobs.sittings import begin_sitting, ledger, read_sittings
 from glmae_ray.loop import StepInfo, held_out_reconstruction
 from glmae_ray.paths import to_place
-from glmae_ray.pipeline import fixed_batches
+from glmae_ray.pipeline import FixedBatch, fixed_batches
 from glmae_ray.ranks import Ranks
 from glmae_ray.samples import SampleMaker, sample_maker
-from glmae_ray.tracking import Record, RunLog, write_event
+from glmae_ray.tracking import CLOSE_S, Record, RunLog, flush, write_event
 from glmae_ray.watch import Event
 
 
@@ -71,7 +72,7 @@ class Sitting:
             begin_sitting(self._run, start=self.start, workers=self._ranks.size, checkpoint=name)
         )
 
-    def _make_held_out(self) -> list[dict[str, torch.Tensor]]:
+    def _make_held_out(self) -> list[FixedBatch]:
         cfg, ranks = self._cfg, self._ranks
         if not cfg.loss.reconstructed:
             return []
@@ -80,14 +81,14 @@ class Sitting:
             return []
         return fixed_batches(
             maker,
-            samples=max(ranks.size, cfg.validation.samples),
+            samples=cfg.validation.samples,
             rank=ranks.rank,
             workers=ranks.size,
             device=self._engine.device,
         )
 
     def after_step(self, info: StepInfo) -> bool:
-        """Do what is due after a step; whether the run goes on. Collective."""
+        """Do what is due after a step; whether the run goes on, or is done. Collective."""
         cfg, step = self._cfg, info.step
         last = step == cfg.steps
         self._hang.beat(step)
@@ -103,11 +104,13 @@ class Sitting:
         val_loss = None
         if step % cfg.validation.every_steps == 0 or last:
             val_loss = self.validate(step=step)
-        if step % cfg.save.every_steps == 0 or last or orders.save:
+        # Amid skipped steps nothing is new, and what can be gone back to would be pushed out.
+        due = step % cfg.save.every_steps == 0 and not self._interval.skips_in_a_row
+        if due or last or orders.save:
             wait = last or orders.leaving or orders.stop is not None
             self._save(step, val_loss=val_loss, wait=wait)
         self._hang.beat(step)
-        return orders.stop is None
+        return orders.stop is None or last
 
     def validate(self, *, step: int) -> float | None:
         """Measure the held-out reconstruction and paint the pictures; its loss. Collective."""
@@ -120,10 +123,23 @@ class Sitting:
         self._write_aside(step, began, {"val_reconstruction": figures})
         return figures["loss"]
 
+    def __enter__(self) -> Sitting:
+        """Sit."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the sitting; after an error without what the other workers would have to join."""
+        self._hang.close()
+        if kind is None:
+            self.close()
+
     def close(self) -> None:
         """End the sitting: what was saved is written. Collective."""
         self._hang.close()
         self._saver.close()
+        if self._log is not None:
+            self._log.close()
+        flush(self._run, timeout_s=CLOSE_S)
 
     def _save(self, step: int, *, val_loss: float | None, wait: bool) -> None:
         began = time.perf_counter()
@@ -134,7 +150,7 @@ class Sitting:
             "val_loss": val_loss,
         }
         saved = self._saver.save(self._engine, state=state, wait=wait)
-        self._meetings.saved(took_s=saved.held_s + saved.written_s)
+        self._meetings.saved(took_s=saved.took_s)
         self._write_aside(step, began, {"save_s": saved.held_s})
         if wait:
             self._meetings.saved_and_waited()
@@ -173,7 +189,7 @@ class Sitting:
     @torch.no_grad()
     def _paint(self, step: int) -> None:
         self._engine.train(False)
-        pictures = self._engine(self._held_out[0], task="picture")
+        pictures = self._engine(self._held_out[0].batch, task="picture")
         self._engine.train(True)
         for kind, picture in pictures.items():
             panels = {

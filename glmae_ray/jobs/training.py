@@ -13,7 +13,9 @@ from ray.train.torch import TorchTrainer
 from glmae_ray.config import PretrainConfig
 from glmae_ray.errors import UserError
 from glmae_ray.jobs.allotment import Allotment
+from glmae_ray.jobs.cluster_view import fresh_view, take_over
 from glmae_ray.jobs.growing import SaveBeforeResize
+from glmae_ray.jobs.patience import Patience
 from glmae_ray.jobs.pretrain_worker import train_worker
 from glmae_ray.jobs.profiles import PROFILES, Profile
 from glmae_ray.jobs.sittings import last_start
@@ -48,7 +50,10 @@ def train(cfg: PretrainConfig, allotment: Allotment) -> None:
         run_config=ray.train.RunConfig(
             name=_NAME,
             failure_config=_failures(cfg, profile),
-            callbacks=[SaveBeforeResize(cfg.run)],
+            callbacks=[
+                SaveBeforeResize(cfg.run),
+                Patience(cfg.run, needs=_needs(cfg, allotment), wait_s=profile.wait_s),
+            ],
             **_storage(cfg),
         ),
         datasets={"train": lambda: shards},
@@ -56,7 +61,9 @@ def train(cfg: PretrainConfig, allotment: Allotment) -> None:
     )
     results: list[ray.train.Result] = []
     try:
-        fit_or_stop(lambda: results.append(trainer.fit()), run=cfg.run)
+        take_over(cfg.run, run_id=trainer.train_run_context.run_id)
+        with fresh_view():
+            fit_or_stop(lambda: results.append(trainer.fit()), run=cfg.run)
     except ray.train.TrainingFailedError as error:
         raise TrainingError(_reason(error)) from error
     finally:
@@ -69,13 +76,20 @@ def _scaling(
 ) -> ray.train.ScalingConfig:
     options: dict[str, Any] = {}
     if not isinstance(cfg.resources.workers, int):
-        options["elastic_resize_monitor_interval_s"] = profile.elastic_resize_monitor_interval_s
+        every_s = cfg.resources.resize_s or profile.elastic_resize_monitor_interval_s
+        options["elastic_resize_monitor_interval_s"] = every_s
     return ray.train.ScalingConfig(
         num_workers=cfg.resources.workers,
         use_gpu=allotment.gpu,
         resources_per_worker={"CPU": allotment.cpus, "GPU": 1 if allotment.gpu else 0},
         **options,
     )
+
+
+def _needs(cfg: PretrainConfig, allotment: Allotment) -> str:
+    """What has to be there before a run starts, for people."""
+    each = f"{allotment.cpus:g} CPU" + (" and 1 GPU" if allotment.gpu else "")
+    return f"{cfg.resources.least} workers with {each} each"
 
 
 def _failures(cfg: PretrainConfig, profile: Profile) -> ray.train.FailureConfig:

@@ -94,13 +94,13 @@ class GLMAE(nn.Module):
                 `held_out` gives sums of reconstruction error, of the error of predicting each
                 patch's mean, and the number of views; `picture` gives a Reconstruction a kind.
             teacher_temperature: Sharpness of the teacher, for `objective`.
-            weight: What the batch counts in the centre, for `objective`; see
-                `PretrainConfig.weight_of`.
+            weight: What the batch counts: for `objective` in the centre (see
+                `PretrainConfig.weight_of`), for `held_out` in the sums.
         """
         if task == "objective":
             return self._objective(batch, teacher_temperature, weight)
         if task == "held_out":
-            return self._held_out(batch)
+            return {kind: weight * sums for kind, sums in self._held_out(batch).items()}
         return {kind: self._picture(batch, kind) for kind in self.loss.reconstructed}
 
     def _objective(self, batch: Batch, teacher_temperature: float, weight: float) -> Batch:

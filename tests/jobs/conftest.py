@@ -19,7 +19,11 @@ __all__ = ["bucket", "local_ray", "proxy", "s3_server", "small_store"]
 def local_ray() -> Iterator[str]:
     """Four logical CPUs for two workers, their readers and a margin; its address."""
     context = ray.init(
-        num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
     )
     yield context.address_info["address"]
     ray.shutdown()

@@ -1,4 +1,4 @@
-"""What stands in for engine and workers, so that faults cost no Ray and no processes."""
+"""What stands in for engine, workers and Ray, so that faults cost no processes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import pytest
 import torch
+from ray.train.v2.api.preemption import PreemptionInfo
 
+from glmae_ray.jobs import meetings
+from glmae_ray.jobs.sitting import Sitting
+from glmae_ray.loop import StepInfo
+from glmae_ray.optim import schedule
 from glmae_ray.ranks import Ranks
+from glmae_ray.samples import SampleMaker
 from glmae_ray.watch import Event
+from tests.conftest import tiny_config
 
 ALONE = Ranks(0, 1, 0, None)
 _PATIENCE_S = 60.0
@@ -21,7 +29,7 @@ _PATIENCE_S = 60.0
 class Weights:
     """In the place of an engine: its weights are some bytes."""
 
-    device = torch.device("cpu")
+    device, zero_stage = torch.device("cpu"), 0
 
     def __init__(self, content: bytes = b"", *, rank: int = 0) -> None:
         self.content, self._name = content, f"engine/weights-{rank}.pt"
@@ -29,8 +37,9 @@ class Weights:
     def snapshot(self) -> dict[str, bytes]:
         return {self._name: self.content}
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, *, saved_workers: int) -> None:
         self.content = (folder / self._name).read_bytes()
+        self.saved_workers = saved_workers
 
     def gradient_norm(self) -> float:
         return 1.0
@@ -91,3 +100,70 @@ def on_threads(size: int, work: Callable[[Thread], Any]) -> list[Any]:
     table = _Table(size)
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(work, [Thread(rank, table) for rank in range(size)]))
+
+
+class Cases:
+    """In the place of a `SampleMaker`: three cases, in turn."""
+
+    @property
+    def plan(self) -> Cases:
+        return self
+
+    @property
+    def index(self) -> Cases:
+        return self
+
+    def case(self, number: int) -> int:
+        return number % 3
+
+    def at(self, row: int) -> dict[str, str]:
+        return {"case_id": f"case-{row}"}
+
+
+class Outside:
+    """What reaches a worker from outside; put into the place of Ray.
+
+    Attributes:
+        stop: Name of a signal that the driver was given.
+        resize: Whether Ray waits to change the number of workers.
+        notice: Of Ray, that nodes go away.
+        notices_asked: How often workers asked for one.
+    """
+
+    def __init__(self) -> None:
+        self.stop: str | None = None
+        self.resize = False
+        self.notice: PreemptionInfo | None = None
+        self.notices_asked = 0
+
+    def _get_notice(self) -> PreemptionInfo | None:
+        self.notices_asked += 1
+        return self.notice
+
+    def put_into(self, patch: pytest.MonkeyPatch) -> Outside:
+        patch.setattr("ray.train.get_preemption_info", self._get_notice)
+        patch.setattr(meetings, "stop_requested", lambda _: self.stop)
+        patch.setattr(meetings, "save_wanted", lambda _: self.resize)
+        patch.setattr(meetings, "save_done", lambda _: setattr(self, "resize", False))
+        return self
+
+
+# No decoder, so nothing is held out and no store is read; nothing for the eye.
+WITHOUT_STORE = (
+    *("loss.w_rl=0", "loss.w_rg=0", "log.tensorboard=false", "log.every_steps=1"),
+    "resources.hang_s=1e6",  # who watches would end the process of the tests
+)
+
+
+def sit(run: Path, engine: Any, *words: str) -> Sitting:
+    """A sitting of one worker that reads no store."""
+    cfg = tiny_config(f"run={run}", *WITHOUT_STORE, *words)
+    run.mkdir(parents=True, exist_ok=True)
+    return Sitting(cfg, engine, ranks=ALONE, maker=cast(SampleMaker, Cases()))
+
+
+def step_info(step: int, *, skipped: bool = False) -> StepInfo:
+    """A step of a worker that did nothing else."""
+    loss = torch.tensor(float("nan") if skipped else 1.0 / step)
+    values = schedule(step - 1, cfg=tiny_config(f"steps={step}"))
+    return StepInfo(step, {"loss": loss}, torch.tensor(float(skipped)), values, 0.1, 0.01)

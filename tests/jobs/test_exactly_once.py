@@ -29,7 +29,8 @@ from ray.train.torch import TorchTrainer
 
 from glmae_ray import checkpoint
 from glmae_ray.config import PretrainConfig
-from glmae_ray.jobs.saving import Saver, resume
+from glmae_ray.jobs.resuming import resume
+from glmae_ray.jobs.saving import Saver
 from glmae_ray.jobs.sittings import begin_sitting, last_start
 from glmae_ray.models.masking import draw_masks
 from glmae_ray.pipeline import PlannedDataConfig, PlannedShards, rank_batches
@@ -37,11 +38,7 @@ from glmae_ray.ranks import Ranks
 from glmae_ray.samples import SampleMaker, sample_maker
 from tests.conftest import tiny_config
 
-pytestmark = [
-    pytest.mark.ray,
-    # Ray 2.60 reads its own snapshot through pydantic's old names.
-    pytest.mark.filterwarnings("ignore:The .parse_obj. method is deprecated"),
-]
+pytestmark = pytest.mark.ray
 
 BATCH = 6  # divides among 1, 2 and 3 workers
 KINDS = ("global", "local")
@@ -188,6 +185,8 @@ def train_loop(settings: dict[str, Any]) -> None:
 class Memory:
     """In the place of the engine: weights that are the samples of each step they were shown."""
 
+    zero_stage = 0
+
     def __init__(self) -> None:
         self.shown: dict[int, list[str]] = {}
 
@@ -197,8 +196,9 @@ class Memory:
         rank = ray.train.get_context().get_world_rank()
         return {f"shown-{rank}.json": json.dumps(self.shown).encode()}
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, *, saved_workers: int) -> None:
         """Rank 0 takes over what all ranks knew, however many they were."""
+        assert len(list(folder.glob("shown-*.json"))) == saved_workers
         if ray.train.get_context().get_world_rank() == 0:
             self.shown = read_memory(folder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from glmae_ray import checkpoint
 from glmae_ray.cli import main
 from glmae_ray.config import PretrainConfig
 from glmae_ray.config_loading import load
@@ -160,6 +162,40 @@ def test_a_killed_run_goes_on_with_the_same_command_as_if_nothing_had_happened(
     assert held_out(run) == pytest.approx(held_out(finished_run), rel=1e-5)
 
 
+def test_a_run_that_is_asked_to_stop_saves_and_names_the_command_that_goes_on(
+    finished_run, small_store, local_ray, tmp_path
+):
+    run = tmp_path / "a run's folder"
+    arguments = words(small_store, run, "resources.workers=2")
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "glmae_ray.cli", *arguments],
+        env=os.environ | {"RAY_ADDRESS": local_ray},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (run / "sittings.jsonl").exists():
+        assert driver.poll() is None, "the run ended too early to be stopped"
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGTERM)
+    out, err = driver.communicate(timeout=240)
+    assert driver.returncode == 143, err
+    step = checkpoint.latest_step(run)
+    assert step == max(losses(run))
+    assert 1 <= step < 8
+    assert f"SIGTERM: saved at step {step} of 8" in out
+    assert not (run / "encoder.safetensors").exists()
+    line = err.splitlines()[-1]
+    assert line.startswith("glmae pretrain: SIGTERM; continue with: glmae pretrain ")
+    command = shlex.split(line.partition("continue with: ")[2])
+    assert command == ["glmae", *arguments]
+    assert main(command[1:]) == 0
+    assert losses(run) == pytest.approx(losses(finished_run), rel=1e-5)
+    theirs = load_file(finished_run / "encoder.safetensors")
+    for name, value in load_file(run / "encoder.safetensors").items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-5)
+
+
 def _wait_for_step(run: Path, step: int, driver: subprocess.Popen) -> None:
     until = time.monotonic() + 240
     while max(losses(run), default=0) < step:
@@ -236,7 +272,6 @@ def test_a_batch_out_of_place_stops_the_run(small_store):
         ("resources.gpu=true", "resources.workers: 1 need a GPU each; the cluster has 0"),
         ("engine.precision=fp16", "engine.precision: fp16 needs GPUs"),
         ("model.channels=2", "model.channels: 2, but the store's cases have [1]"),
-        ("run=s3://bucket/run", "run: s3://bucket/run is a URL"),
     ],
 )
 def test_what_cannot_run_is_one_line_and_nothing_is_written(

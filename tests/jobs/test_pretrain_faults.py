@@ -80,16 +80,21 @@ def test_makers_that_no_node_can_take_are_refused_before_anything_is_written(
 @pytest.fixture
 def poisoned(small_store, tmp_path) -> tuple[Path, str]:
     """A store, and the case of it whose intensity window is no number."""
-    copy = tmp_path / "poisoned"
-    shutil.copytree(small_store, copy)
-    case = VolumeIndex.read(copy).select(split="train").case_ids()[0]
+    case = VolumeIndex.read(small_store).select(split="train").case_ids()[0]
+    return poison(small_store, tmp_path / "poisoned", cases={case}), case
+
+
+def poison(store: Path, copy: Path, *, cases: set[str]) -> Path:
+    """A copy of a store in which the intensity windows of some cases are no numbers."""
+    shutil.copytree(store, copy)
     table = pq.read_table(copy / "index.parquet")
     rows = table.to_pylist()
-    (row,) = (row for row in rows if row["case_id"] == case)
-    # The window of a CT is the run's; that of others comes from their percentiles.
-    row |= {"modality": "MR", "p0_5": [math.nan]}
+    for row in rows:
+        if row["case_id"] in cases:
+            # The window of a CT is the run's; that of others comes from their percentiles.
+            row |= {"modality": "MR", "p0_5": [math.nan]}
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), copy / "index.parquet")
-    return copy, case
+    return copy
 
 
 @pytest.mark.parametrize("stage", [0, 2])

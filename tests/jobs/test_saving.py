@@ -20,7 +20,8 @@ from glmae_ray import checkpoint
 from glmae_ray.config import PretrainConfig
 from glmae_ray.errors import UserError
 from glmae_ray.jobs.machine import PACKAGES
-from glmae_ray.jobs.saving import Saver, resume
+from glmae_ray.jobs.resuming import resume
+from glmae_ray.jobs.saving import Saver
 from glmae_ray.paths import Place, names_in, publish, read_file, to_place
 from tests.conftest import tiny_config
 from tests.jobs.fakes import ALONE, Thread, Told, Weights, on_threads

@@ -8,16 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from glmae_ray import checkpoint
 from glmae_ray.cli import main
 from glmae_ray.tracking import read_events, read_metrics
 from tests.conftest import TINY
 from tests.store.scans import voxels, write_nifti
 
-pytestmark = [
-    pytest.mark.ray,
-    # Ray 2.60 reads its own snapshot through pydantic's old names.
-    pytest.mark.filterwarnings("ignore:The .parse_obj. method is deprecated"),
-]
+pytestmark = pytest.mark.ray
 
 # Checkpoints after each step, all kept: a run can be put back to any of them.
 WORDS = [
@@ -51,13 +48,7 @@ def unfinished_copy(run: Path, to: Path) -> Path:
 
 def back_to_step_1(run: Path) -> Path:
     """Without its newest checkpoint."""
-    snapshot = run / "checkpoints" / "checkpoint_manager_snapshot.json"
-    content = json.loads(snapshot.read_text())
-    content["checkpoint_results"] = content["checkpoint_results"][:1]
-    content["checkpoint_report_indices"] = content["checkpoint_report_indices"][:1]
-    content["current_report_index"] = 1
-    content["latest_checkpoint_result"] = content["checkpoint_results"][0]
-    snapshot.write_text(json.dumps(content))
+    checkpoint.remove(checkpoint.complete(run)[0].place)
     return run
 
 

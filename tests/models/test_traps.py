@@ -288,7 +288,7 @@ class Bare:
     def __init__(self, module: GLMAE) -> None:
         self._module, self.train = module, module.train
 
-    def __call__(self, batch: dict[str, Tensor], **options: str) -> object:
+    def __call__(self, batch: dict[str, Tensor], **options: object) -> object:
         return self._module(batch, **options)
 
 
@@ -308,7 +308,7 @@ def test_predicting_the_mean_explains_nothing_however_much_air_there_is(share):
     for kind in ("local", "global"):
         views = batch[kind]
         views[: int(share * len(views))] = -1000  # whole people of air
-    figures = held_out_reconstruction(Bare(lazy(module)), [batch])
+    figures = held_out_reconstruction(Bare(lazy(module)), [(batch, 1.0)])
     for suffix in ("", "_local", "_global"):
         assert figures[f"r2{suffix}"] == 0.0
         assert figures[f"loss{suffix}"] == figures[f"trivial{suffix}"]
@@ -319,14 +319,15 @@ def test_held_out_figures_belong_to_the_batch_and_not_to_chance():
     """Fixed masks: two models are compared on the same hidden patches, in any order of batches."""
     cfg, module = build(*ONLY_MAE)
     batch = make_batch(cfg, 4)
-    parts = [{name: value[i : i + 2] for name, value in batch.items()} for i in (0, 2)]
+    parts = [({name: value[i : i + 2] for name, value in batch.items()}, 1.0) for i in (0, 2)]
+    company = (batch, 0.0)  # only for a rank that has fewer
     figures = []
-    for seed, order in ((0, parts), (1, parts[::-1])):
+    for seed, order in ((0, parts), (1, [*parts[::-1], company])):
         torch.manual_seed(seed)
         figures.append(held_out_reconstruction(Bare(module), order))
     assert figures[0] == pytest.approx(figures[1], rel=1e-6)
     other = batch | {"local_seeds": batch["local_seeds"] + 1}
-    again = held_out_reconstruction(Bare(module), [other])
+    again = held_out_reconstruction(Bare(module), [(other, 1.0)])
     assert again["loss_local"] != pytest.approx(figures[0]["loss_local"], rel=1e-6)
     assert again["loss_global"] == pytest.approx(figures[0]["loss_global"], rel=1e-6)
 

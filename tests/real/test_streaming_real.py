@@ -38,7 +38,13 @@ def test_a_long_stream_takes_no_more_memory_than_a_short_one(real_data: Path, tm
     assert main(["ingest", f"source={real_data / 'headneck_ct'}", f"store={store}"]) == 0
     words = [f"store={store}", "run=none", f"steps={SAMPLES // BATCH}", "resources.workers=1"]
     cfg = load(PretrainConfig, [str(shipped("pretrain/headneck_cpu.yaml")), *words])
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
     try:
         maker = sample_maker(cfg, split="train", kinds=cfg.loss.kinds)
         dataset = train_dataset(maker, cfg=cfg, start=0)

@@ -373,7 +373,7 @@ def test_silence_is_waited_for_once_more_and_then_told(proxy, bucket):
     proxy.rule = lambda r: "stall" if r.turn == 0 and "image/0/c." in r.path else None
     process = spawn.Process(target=_meet_silence, args=(str(store.path), answers, is_silent))
     process.start()
-    assert answers.get(timeout=60) == scan.array.sum()
+    assert answers.get(timeout=300) == scan.array.sum()  # it imports all of this first
     proxy.rule = lambda _: "stall"
     is_silent.set()  # not before: what is asked in between would be answered
     for _ in range(2):
