@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -59,11 +58,6 @@ class WatchedRun:
             self.driver = subprocess.Popen(
                 self._command, env=self._env, stdout=out, stderr=out, start_new_session=True
             )
-
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal to the driver."""
-        assert self.driver is not None
-        self.driver.send_signal(number)
 
     def stop(self) -> None:
         """End the driver, if it still runs."""
