@@ -174,6 +174,7 @@ class LoopbackCluster:
 
     def kill_node(self, node: Node) -> None:
         """All of a node at once and without notice: a machine that loses its power."""
+        _end(node.process)
         _kill(node.processes())
         self.nodes.remove(node)
 
@@ -201,10 +202,13 @@ class LoopbackCluster:
 
     def kill_head(self) -> None:
         """The head at once, and with it the cluster."""
+        _end(self.head.process)
         _kill(self.head.processes())
 
     def stop(self) -> None:
         """End everything that was started, with what was lost and has left something."""
+        for process in self._started:
+            _end(process)
         _kill(self.processes())
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -217,6 +221,13 @@ def session(leader: int) -> list[psutil.Process]:
             if os.getsid(pid) == leader:
                 found.append(psutil.Process(pid))
     return found
+
+
+def _end(process: psutil.Popen) -> None:
+    """SIGKILL of a child, whose end nobody else may take note of."""
+    with suppress(psutil.Error):
+        process.kill()
+    process.wait(timeout=10)
 
 
 def _kill(processes: list[psutil.Process]) -> None:

@@ -18,7 +18,7 @@ from tests.jobs.loopback_cluster import LoopbackCluster
 from tests.jobs.watched_run import WatchedRun, read_sittings, repeated_steps, wrong_steps
 from tests.store.scans import voxels, write_nifti
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 STEPS, BATCH, SAVED_EVERY = 150, 6, 10
 # One worker and one maker of views a node.
@@ -126,7 +126,6 @@ def test_a_worker_that_is_killed_costs_the_steps_since_the_last_checkpoint(clust
     assert repeated_steps(run.run)[1] <= 2 * SAVED_EVERY  # the newest may not have been written
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_without_a_node_whose_ray_is_killed(cluster, start):
     run = start(cluster)
     run.wait_for(step=2 * SAVED_EVERY + 2)
@@ -136,7 +135,6 @@ def test_a_run_goes_on_without_a_node_whose_ray_is_killed(cluster, start):
     assert repeated_steps(run.run)[1] <= 2 * SAVED_EVERY
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_without_a_node_that_falls_silent(cluster, start):
     run = start(cluster)
     run.wait_for(step=2 * SAVED_EVERY + 2)
@@ -146,7 +144,6 @@ def test_a_run_goes_on_without_a_node_that_falls_silent(cluster, start):
     assert repeated_steps(run.run)[1] <= 2 * SAVED_EVERY
 
 
-@pytest.mark.slow
 def test_the_same_command_goes_on_where_a_killed_driver_was(cluster, start):
     run = start(cluster)
     run.wait_for(step=2 * SAVED_EVERY + 2)
@@ -157,7 +154,6 @@ def test_the_same_command_goes_on_where_a_killed_driver_was(cluster, start):
     assert repeated_steps(run.run)[1] <= 2 * SAVED_EVERY
 
 
-@pytest.mark.slow
 def test_a_node_that_is_taken_with_notice_takes_no_more_than_a_few_seconds_of_work(cluster, start):
     run = start(cluster, f"save.every_steps={STEPS}")
     at_notice = run.wait_for(step=10).step
@@ -173,7 +169,6 @@ def test_a_node_that_is_taken_with_notice_takes_no_more_than_a_few_seconds_of_wo
     assert after["start"] > (at_notice + lost.step) / 2
 
 
-@pytest.mark.slow
 def test_a_node_that_kubernetes_evicts_saves_before_it_goes(cluster, start):
     run = start(cluster, f"save.every_steps={STEPS}")
     at_notice = run.wait_for(step=10).step
@@ -183,7 +178,6 @@ def test_a_node_that_kubernetes_evicts_saves_before_it_goes(cluster, start):
     assert read_sittings(run.run)[1]["start"] > at_notice
 
 
-@pytest.mark.slow
 def test_a_node_that_joins_is_taken_in_without_losing_a_step(cluster, start):
     cluster.kill_node(cluster.nodes[0])
     run = start(cluster, f"save.every_steps={STEPS}")
@@ -194,7 +188,6 @@ def test_a_node_that_joins_is_taken_in_without_losing_a_step(cluster, start):
     assert repeated_steps(run.run)[1] <= 10
 
 
-@pytest.mark.slow
 def test_a_rank_that_raises_again_and_again_ends_the_run_with_its_name_and_its_words(
     cluster, start, misbehave, fault_folder
 ):
@@ -206,7 +199,6 @@ def test_a_rank_that_raises_again_and_again_ends_the_run_with_its_name_and_its_w
     assert "rank 1: ValueError: the optimizer is on strike" in line
 
 
-@pytest.mark.slow
 def test_a_rank_that_hangs_is_named_and_the_run_goes_on(cluster, start, misbehave):
     misbehave("hang", rank=1, times=1)
     run = start(cluster, "resources.hang_s=20")
@@ -216,7 +208,6 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on(cluster, start, misbehav
     assert workers_of_sittings(run) == [2, 2]
 
 
-@pytest.mark.slow
 def test_a_run_whose_head_is_lost_ends_in_a_line_and_goes_on_in_another_cluster(
     cluster_env, start, tmp_path
 ):
