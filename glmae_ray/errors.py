@@ -18,6 +18,10 @@ class DamagedError(OSError):
     """A file whose content is wrong: another try reads the same."""
 
 
+class CommonError(UserError):
+    """One that every worker of a run meets alike, and that another try does not change."""
+
+
 class StoppedError(Exception):
     """A run ended because a signal asked for it; its state is saved.
 

@@ -12,7 +12,7 @@ import torch
 from glmae_ray.config import PretrainConfig
 from glmae_ray.encoder_out import export_encoder
 from glmae_ray.engine import Engine
-from glmae_ray.errors import UserError
+from glmae_ray.errors import CommonError
 from glmae_ray.jobs.sitting import Sitting
 from glmae_ray.jobs.starting import begin_from_init
 from glmae_ray.loop import train_steps
@@ -29,12 +29,11 @@ def train_worker(settings: dict[str, Any]) -> tuple[str, ...]:
     """Run one worker of a pre-training run to its end; Ray Train's `train_loop_per_worker`.
 
     Returns:
-        The lines of a UserError, which every worker meets alike and another try would not change;
-        none where all went well.
+        The lines of a `CommonError`; none where all went well.
     """
     try:
         _train(settings)
-    except UserError as error:
+    except CommonError as error:
         return error.lines
     return ()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from glmae_ray import checkpoint
 from glmae_ray.checkpoint import Checkpoint, CorruptError
 from glmae_ray.engine import Engine
-from glmae_ray.errors import UserError
+from glmae_ray.errors import CommonError
 from glmae_ray.jobs.random_state import restore_random_state
 from glmae_ray.paths import Place, publish
 from glmae_ray.ranks import Ranks
@@ -44,7 +44,7 @@ def resume(
         What was loaded; None where the run has no checkpoint that is wanted.
 
     Raises:
-        UserError: The run has checkpoints, and none is whole.
+        CommonError: The run has checkpoints, and none is whole.
     """
     known = [c for c in checkpoint.complete(run) if wanted(c)] if ranks.rank == 0 else []
     known = ranks.told(known)
@@ -64,7 +64,7 @@ def resume(
             tell(Event("checkpoint_corrupt", line, {"step": found.step, "reason": faults[0]}))
             checkpoint.remove(found.place)
     if known:
-        raise UserError(
+        raise CommonError(
             f"{run / checkpoint.FOLDER}: no checkpoint is whole; name another run, or remove this "
             "folder to start again from step 0"
         )

@@ -12,7 +12,7 @@ from glmae_ray import checkpoint
 from glmae_ray.checkpoint import Checkpoint
 from glmae_ray.config import PretrainConfig
 from glmae_ray.engine import Engine
-from glmae_ray.errors import UserError
+from glmae_ray.errors import CommonError
 from glmae_ray.jobs.hang import HangWatch
 from glmae_ray.jobs.interval import Interval
 from glmae_ray.jobs.meetings import Meetings, Orders
@@ -132,6 +132,8 @@ class Sitting:
         self._hang.close()
         if kind is None:
             self.close()
+        else:
+            flush(self._run)
 
     def close(self) -> None:
         """End the sitting: what was saved is written. Collective."""
@@ -168,7 +170,7 @@ class Sitting:
             wanted=lambda c: c.step <= bad and c.place.name not in self._gone_back_to,
         )
         if found is None:
-            raise UserError(
+            raise CommonError(
                 f"step {step}: {self._interval.skips_in_a_row} steps in a row were skipped for "
                 "numbers that are not finite, and there is no earlier checkpoint to go back to; "
                 "see events.jsonl for their cases, and try a lower optim.base_lr or "
