@@ -41,7 +41,12 @@ class StepInfo:
 
 
 def train_steps(
-    engine: Engine, batches: Iterator[Batch], *, cfg: PretrainConfig, start: int = 0, rank: int = 0
+    engine: Engine,
+    batches: Iterator[Batch],
+    *,
+    cfg: PretrainConfig,
+    start: int = 0,
+    rank: int | None = None,
 ) -> Iterator[StepInfo]:
     """Train from step `start` to the end of the run, one optimizer step an item.
 
@@ -52,8 +57,13 @@ def train_steps(
         batches: This worker's micro-batches, the first one that of step `start`.
         cfg: The run, on as many workers as there are.
         start: Steps already done.
-        rank: Of this worker.
+        rank: Of this worker; may be left out where all of them weigh alike.
+
+    Raises:
+        ValueError: They do not, and it is left out.
     """
+    if rank is None and cfg.turns % cfg.workers:
+        raise ValueError("rank: is needed where workers do not divide the micro-batches of a step")
     for step in range(start, cfg.steps):
         values = schedule(step, cfg=cfg)
         began, wait_s, parts = time.perf_counter(), 0.0, []
@@ -61,7 +71,7 @@ def train_steps(
             asked = time.perf_counter()
             batch = next(batches)
             wait_s += time.perf_counter() - asked
-            weight = cfg.weight_of(turn, rank=rank)
+            weight = cfg.weight_of(turn, rank=rank or 0)
             outputs = engine(batch, teacher_temperature=values.teacher_temperature, weight=weight)
             engine.backward(weight * outputs["loss"])
             engine.step(lr=values.lr)

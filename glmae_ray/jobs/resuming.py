@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import ray
+
 from glmae_ray import checkpoint
 from glmae_ray.checkpoint import Checkpoint, CorruptError
 from glmae_ray.engine import Engine
@@ -88,7 +90,9 @@ def _folder(found: Checkpoint) -> Path:
     """Where a checkpoint can be read from on this node."""
     if isinstance(found.place, Path):
         return found.place
-    name = hashlib.sha256(str(found.place).encode()).hexdigest()[:16]
+    # A machine may have several of Ray's nodes.
+    node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+    name = hashlib.sha256(f"{found.place} {node}".encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"glmae-checkpoint-{name}"
 
 
