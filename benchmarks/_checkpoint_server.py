@@ -60,6 +60,7 @@ class _Server(ThreadingHTTPServer):
     """Sizes and small contents of what it was given."""
 
     daemon_threads = True
+    request_queue_size = 64  # connections that wait to be taken
 
     def __init__(self, rate: float) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
