@@ -24,6 +24,7 @@ from glmae_ray.paths import to_place
 from glmae_ray.pipeline import PlannedDataConfig, PlannedShards
 from glmae_ray.samples import sample_maker
 
+_MISSED = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 _NAME = "ray"  # of Ray Train's folder in the run folder; nothing in it is needed to continue
 
 
@@ -113,9 +114,15 @@ def _storage(cfg: PretrainConfig) -> dict[str, Any]:
 
 
 def _reason(error: ray.train.TrainingFailedError) -> str:
-    """The first rank that failed, and what it said last."""
+    """The rank that failed, and what it said last; not those that only missed it."""
     failures = getattr(error, "worker_failures", {})
-    for rank, failure in sorted(failures.items()):
-        lines = str(failure).strip().splitlines() or [repr(failure)]
-        return f"rank {rank}: {lines[-1].strip()}"
-    return str(getattr(error, "controller_failure", error)).strip().splitlines()[-1]
+    said = {rank: _last_line(failure) for rank, failure in failures.items()}
+    # Of ranks that wait for one that is gone gloo and NCCL say so, in a line of theirs.
+    for rank in sorted(said, key=lambda rank: (any(w in said[rank] for w in _MISSED), rank)):
+        return f"rank {rank}: {said[rank]}"
+    return _last_line(getattr(error, "controller_failure", error))
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [repr(error)]
+    return lines[-1].strip()
