@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
+import ray
 from ray.experimental import internal_kv
 
 from glmae_ray.errors import StoppedError
 
 _NAMESPACE = b"glmae-stop"
+_KNOCK_S, _HEAD_S = 2.0, 30.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -61,8 +66,10 @@ def fit_or_stop(fit: Callable[[], Any], *, run: str) -> None:
     before = {number: signal.signal(number, ask) for number in _SIGNALS}
     try:
         threading.Thread(target=train, daemon=True, name="fit").start()
+        head = _Head()
         while not ended.wait(0.2):  # a signal is handled between two waits
-            pass
+            if head.is_lost():
+                _leave_without_head()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -71,6 +78,42 @@ def fit_or_stop(fit: Callable[[], Any], *, run: str) -> None:
         raise outcome.error
     if outcome.signal is not None:
         raise StoppedError(outcome.signal)
+
+
+class _Head:
+    """Knocks at the cluster's head; Ray ends a driver without one after a minute, in its words."""
+
+    def __init__(self) -> None:
+        self._answered = self._asked = time.monotonic()
+
+    def is_lost(self) -> bool:
+        """Whether it has been silent for too long."""
+        now = time.monotonic()
+        if now - self._asked >= _KNOCK_S:
+            self._asked = now
+            if self._answers():
+                self._answered = time.monotonic()
+        return now - self._answered > _HEAD_S
+
+    def _answers(self) -> bool:
+        if not ray.is_initialized():
+            return True
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+        except OSError:
+            return False
+        return True
+
+
+def _leave_without_head() -> NoReturn:
+    """End this process: to leave Ray in order takes a head."""
+    line = (
+        f"the head of the cluster has not answered for {_HEAD_S:g} s; start the cluster again, and "
+        "the same command continues"
+    )
+    print(f"glmae pretrain: failed: {line}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 class _Outcome:

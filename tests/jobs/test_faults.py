@@ -196,7 +196,8 @@ def test_a_rank_that_raises_again_and_again_ends_the_run_with_its_name_and_its_w
     assert run.wait(timeout_s=ENDS_S) == 1
     assert len(list(fault_folder.glob("mark-*"))) == 2
     (line,) = [line for line in run.said().splitlines() if line.startswith("glmae pretrain: ")]
-    assert "rank 1: ValueError: the optimizer is on strike" in line
+    assert "rank 1: " in line
+    assert "the optimizer is on strike" in line
 
 
 def test_a_rank_that_hangs_is_named_and_the_run_goes_on(cluster, start, misbehave):
