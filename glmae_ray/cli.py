@@ -92,8 +92,8 @@ def _failure(verb: str, cfg: JobConfig, error: Exception) -> str:
         return f"{story}glmae {verb}: failed: {error!r}"
     log = folder / "error.log"
     log.write_text(story, encoding="utf-8")
-    reason = str(error).strip().splitlines()
-    return f"glmae {verb}: failed: {reason[-1] if reason else error!r}\nrun: {folder}\nlog: {log}"
+    reason = (str(error).strip().splitlines() or [repr(error)])[-1]
+    return f"glmae {verb}: failed: {reason}\nrun: {folder}\nlog: {log}"
 
 
 if __name__ == "__main__":

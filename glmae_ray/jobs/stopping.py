@@ -66,10 +66,7 @@ def fit_or_stop(fit: Callable[[], Any], *, run: str) -> None:
     before = {number: signal.signal(number, ask) for number in _SIGNALS}
     try:
         threading.Thread(target=train, daemon=True, name="fit").start()
-        head = _Head()
-        while not ended.wait(0.2):  # a signal is handled between two waits
-            if head.is_lost():
-                _leave_without_head()
+        _wait_for(ended)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -78,6 +75,13 @@ def fit_or_stop(fit: Callable[[], Any], *, run: str) -> None:
         raise outcome.error
     if outcome.signal is not None:
         raise StoppedError(outcome.signal)
+
+
+def _wait_for(ended: threading.Event) -> None:
+    head = _Head()
+    while not ended.wait(0.2):  # a signal is handled between two waits
+        if head.is_lost():
+            _leave_without_head()
 
 
 class _Head:
