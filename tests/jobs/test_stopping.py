@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -22,6 +23,7 @@ from safetensors.numpy import load_file
 from glmae_ray import checkpoint
 from glmae_ray.cli import main
 from glmae_ray.errors import StoppedError
+from glmae_ray.jobs import stopping
 from glmae_ray.jobs.stopping import fit_or_stop, stop_requested
 from glmae_ray.tracking import read_metrics
 from tests.jobs.test_pretrain import words
@@ -207,3 +209,15 @@ def test_a_second_interrupt_leaves_no_process_behind(long_words, tmp_path):
     assert "the same command continues" in err or "continue with: " in err
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_a_head_is_lost_when_it_has_not_answered_for_long(monkeypatch):
+    answers = [True, False, False, True]
+    monkeypatch.setattr(stopping._Head, "_answers", lambda _: answers.pop(0))
+    now = iter((0.0, 3.0, 6.0, 20.0, 40.0, 43.0))
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(stopping, "_HEAD_S", 30.0)
+    head = stopping._Head()
+    assert not head.is_lost()  # it answers, at 6
+    assert not head.is_lost()
+    assert head.is_lost()  # at 40, silent since 6
