@@ -66,7 +66,7 @@ def fit_or_stop(fit: Callable[[], Any], *, run: str) -> None:
     before = {number: signal.signal(number, ask) for number in _SIGNALS}
     try:
         threading.Thread(target=train, daemon=True, name="fit").start()
-        _wait_for(ended)
+        _wait_for(ended, outcome)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -77,11 +77,13 @@ def fit_or_stop(fit: Callable[[], Any], *, run: str) -> None:
         raise StoppedError(outcome.signal)
 
 
-def _wait_for(ended: threading.Event) -> None:
+def _wait_for(ended: threading.Event, outcome: _Outcome) -> None:
     head = _Head()
     while not ended.wait(0.2):  # a signal is handled between two waits
         if head.is_lost():
             _leave_without_head()
+    if outcome.error is not None and not head.answers():
+        _leave_without_head()
 
 
 class _Head:
@@ -95,11 +97,12 @@ class _Head:
         now = time.monotonic()
         if now - self._asked >= _KNOCK_S:
             self._asked = now
-            if self._answers():
+            if self.answers():
                 self._answered = time.monotonic()
         return now - self._answered > _HEAD_S
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether it does now."""
         if not ray.is_initialized():
             return True
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
@@ -113,8 +116,8 @@ class _Head:
 def _leave_without_head() -> NoReturn:
     """End this process: to leave Ray in order takes a head."""
     line = (
-        f"the head of the cluster has not answered for {_HEAD_S:g} s; start the cluster again, and "
-        "the same command continues"
+        "the head of the cluster does not answer any more; start the cluster again, and the same "
+        "command continues"
     )
     print(f"glmae pretrain: failed: {line}", file=sys.stderr, flush=True)
     os._exit(1)

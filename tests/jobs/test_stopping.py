@@ -213,7 +213,7 @@ def test_a_second_interrupt_leaves_no_process_behind(long_words, tmp_path):
 
 def test_a_head_is_lost_when_it_has_not_answered_for_long(monkeypatch):
     answers = [True, False, False, True]
-    monkeypatch.setattr(stopping._Head, "_answers", lambda _: answers.pop(0))
+    monkeypatch.setattr(stopping._Head, "answers", lambda _: answers.pop(0))
     now = iter((0.0, 3.0, 6.0, 20.0, 40.0, 43.0))
     monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: next(now)))
     monkeypatch.setattr(stopping, "_HEAD_S", 30.0)
