@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from glmae_ray import __version__
@@ -16,6 +17,7 @@ from glmae_ray.config import DemoConfig, DoctorConfig, ExportConfig, JobConfig, 
 from glmae_ray.config_loading import load
 from glmae_ray.config_store import IngestConfig, InspectConfig
 from glmae_ray.errors import StoppedError, UserError
+from glmae_ray.paths import is_url, publish, to_place
 
 VERBS: dict[str, tuple[type[JobConfig], str]] = {
     "demo": (DemoConfig, "the whole path on phantom people, in minutes on 2 cores"),
@@ -87,13 +89,14 @@ def _parser() -> argparse.ArgumentParser:
 def _failure(verb: str, cfg: JobConfig, error: Exception) -> str:
     """One line for the screen; the whole story goes into the run folder where there is one."""
     story = "".join(traceback.format_exception(error))
-    folder = Path(getattr(cfg, "run", ""))
-    if not getattr(cfg, "run", "") or not folder.is_dir():
-        return f"{story}glmae {verb}: failed: {error!r}"
-    log = folder / "error.log"
-    log.write_text(story, encoding="utf-8")
-    reason = (str(error).strip().splitlines() or [repr(error)])[-1]
-    return f"glmae {verb}: failed: {reason}\nrun: {folder}\nlog: {log}"
+    run = getattr(cfg, "run", "")
+    if run and (is_url(run) or Path(run).is_dir()):
+        log = to_place(run) / "error.log"
+        with suppress(OSError, UserError):  # a folder that cannot be written may be the reason
+            publish(log, story)
+            reason = (str(error).strip().splitlines() or [repr(error)])[-1]
+            return f"glmae {verb}: failed: {reason}\nrun: {log.parent}\nlog: {log}"
+    return f"{story}glmae {verb}: failed: {error!r}"
 
 
 if __name__ == "__main__":

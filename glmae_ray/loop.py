@@ -73,9 +73,11 @@ def train_steps(
             wait_s += time.perf_counter() - asked
             weight = cfg.weight_of(turn, rank=rank or 0)
             outputs = engine(batch, teacher_temperature=values.teacher_temperature, weight=weight)
-            engine.backward(weight * outputs["loss"])
+            if weight != 1:
+                outputs = {name: weight * value for name, value in outputs.items()}
+            engine.backward(outputs["loss"])
             engine.step(lr=values.lr)
-            parts.append({name: weight * value.detach() for name, value in outputs.items()})
+            parts.append({name: value.detach() for name, value in outputs.items()})
         engine.update_teacher(values.teacher_momentum)
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         took_s = time.perf_counter() - began

@@ -28,7 +28,7 @@ from glmae_ray.budget import cpus_per_maker
 from glmae_ray.config import PretrainConfig
 from glmae_ray.making import MakeTurn, count_turns
 from glmae_ray.samples import SampleMaker, UnreadableCaseError
-from glmae_ray.watch import Event, Watch
+from glmae_ray.watch import Tell, Watch
 
 Batch = dict[str, Tensor]
 
@@ -125,7 +125,7 @@ def rank_batches(
     start: int,
     rank: int,
     device: torch.device | None = None,
-    tell: Callable[[Event], None] = lambda _: None,
+    tell: Tell = lambda _: None,
 ) -> Iterator[Batch]:
     """This rank's micro-batches on its device, from step `start` on.
 

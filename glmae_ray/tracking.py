@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import io
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
 
+from glmae_ray.beside import beside
 from glmae_ray.journal import EVENTS, METRICS, LineFiles, Record, by_time, read_lines
 from glmae_ray.paths import Place, publish
 from glmae_ray.pictures import draw_panels
@@ -156,14 +155,6 @@ def summarise(run: Place) -> Record:
     return summary
 
 
-@contextmanager
-def progress(run: Place, *, steps: int) -> Iterator[None]:
+def progress(run: Place, *, steps: int) -> AbstractContextManager[None]:
     """Show the records of a run as they are written: a bar on a terminal, else plain lines."""
-    stop = threading.Event()
-    thread = threading.Thread(target=follow, args=(run, steps, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    return beside(lambda stop: follow(run, steps, stop), name="progress")

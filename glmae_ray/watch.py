@@ -34,6 +34,9 @@ class Event(NamedTuple):
     facts: dict[str, Any]
 
 
+Tell = Callable[[Event], None]  # takes what a person should read
+
+
 class Watch:
     """One worker's watch over its batches.
 
@@ -47,7 +50,7 @@ class Watch:
         maker: SampleMaker,
         *,
         pipeline: PipelineConfig,
-        tell: Callable[[Event], None],
+        tell: Tell,
         free: Callable[[], Mapping[str, float]],
     ) -> None:
         """Watch batches of a maker.

@@ -9,14 +9,15 @@ driver asked for that was killed, and which the next one of the same run then wa
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import ray
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     get_or_create_autoscaling_coordinator,
 )
 from ray.experimental import internal_kv
+
+from glmae_ray.beside import beside
 
 _NAMESPACE = b"glmae-driver"
 _EVERY_S = 2.0
@@ -37,17 +38,9 @@ def take_over(run: str, *, run_id: str) -> None:
     internal_kv._internal_kv_put(run.encode(), run_id.encode(), True, namespace=_NAMESPACE)
 
 
-@contextmanager
-def fresh_view() -> Iterator[None]:
+def fresh_view() -> AbstractContextManager[None]:
     """Have the coordinator look at the cluster every two seconds while the body runs."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_look, args=(stop,), daemon=True, name="cluster-view")
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    return beside(_look, name="cluster-view")
 
 
 def _look(stop: threading.Event) -> None:

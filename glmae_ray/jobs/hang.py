@@ -13,13 +13,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ray.experimental import internal_kv
 
 from glmae_ray.ranks import Ranks
-from glmae_ray.watch import Event
+from glmae_ray.watch import Event, Tell
 
 _NAMESPACE = b"glmae-hang"
 _OTHERS_S = 10.0  # in which every rank that can has posted
@@ -29,9 +29,7 @@ _COLLECTIVE = ("/torch/distributed/", "/deepspeed/comm/")
 class HangWatch:
     """One worker's; `beat` tells it that the run moves."""
 
-    def __init__(
-        self, run: str, *, ranks: Ranks, limit_s: float, tell: Callable[[Event], None]
-    ) -> None:
+    def __init__(self, run: str, *, ranks: Ranks, limit_s: float, tell: Tell) -> None:
         """Watch nothing until the first beat.
 
         Args:

@@ -18,9 +18,7 @@ from glmae_ray.jobs.random_state import restore_random_state
 from glmae_ray.paths import Place, publish
 from glmae_ray.ranks import Ranks
 from glmae_ray.universal import read_rest, to_universal
-from glmae_ray.watch import Event
-
-Tell = Callable[[Event], None]
+from glmae_ray.watch import Event, Tell
 
 
 def resume(

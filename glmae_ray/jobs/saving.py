@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -19,9 +18,7 @@ from glmae_ray.jobs.store_changes import ENVIRONMENT, StoreFacts
 from glmae_ray.paths import Place, read_file
 from glmae_ray.ranks import Ranks
 from glmae_ray.tracking import flush
-from glmae_ray.watch import Event
-
-Tell = Callable[[Event], None]
+from glmae_ray.watch import Event, Tell
 
 
 class Saved(NamedTuple):
@@ -58,7 +55,7 @@ class Saver:
         """
         self._run, self._cfg, self._ranks, self._sitting = run, cfg, ranks, sitting
         self._tell = tell
-        environment = read_file(run / ENVIRONMENT)
+        environment = read_file(run / ENVIRONMENT) if ranks.rank == 0 else None  # rank 0 tells
         self._store = (
             {k: json.loads(environment)[k] for k in StoreFacts._fields} if environment else {}
         )
@@ -79,7 +76,7 @@ class Saver:
             wait: Until every rank's part is written.
         """
         began = time.perf_counter()
-        self._settle()
+        self.settle()
         files = {**engine.snapshot(), name_of(self._ranks.rank): random_state()}
         if self._ranks.rank == 0:
             files[checkpoint.STATE] = json.dumps(self._facts() | state, indent=1).encode()
@@ -87,7 +84,7 @@ class Saver:
         folder = checkpoint.folder_of(self._run, step=step, sitting=self._sitting)
         self._writing = self._thread.submit(self._write, folder, files, step)
         if wait or not self._cfg.save.background:
-            self._settle()
+            self.settle()
         return Saved(time.perf_counter() - began, self._written_s)
 
     def wait(self) -> None:
@@ -98,12 +95,12 @@ class Saver:
 
     def close(self) -> None:
         """Wait, and leave what has to stay. Collective."""
-        self._settle()
+        self.settle()
         if self._ranks.rank == 0:
             self._tidy()
         self._thread.shutdown()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Wait until no rank writes; what only some could write is removed. Collective."""
         self.wait()
         failed = [place for place in self._ranks.each(self._failed) if place is not None]

@@ -19,7 +19,7 @@ from glmae_ray.jobs.meetings import Meetings, Orders
 from glmae_ray.jobs.profiles import PROFILES
 from glmae_ray.jobs.resuming import resume
 from glmae_ray.jobs.saving import Saver
-from glmae_ray.jobs.sittings import begin_sitting, ledger, read_sittings
+from glmae_ray.jobs.sittings import begin_sitting, ledger
 from glmae_ray.loop import StepInfo, held_out_reconstruction
 from glmae_ray.paths import to_place
 from glmae_ray.pipeline import FixedBatch, fixed_batches
@@ -66,11 +66,12 @@ class Sitting:
         if self._ranks.rank != 0:
             return self._ranks.told(-1)
         name = found.place.name if found else None
-        for left in checkpoint.unfinished(self._run, before=len(read_sittings(self._run))):
-            checkpoint.remove(left)
-        return self._ranks.told(
-            begin_sitting(self._run, start=self.start, workers=self._ranks.size, checkpoint=name)
+        number = begin_sitting(
+            self._run, start=self.start, workers=self._ranks.size, checkpoint=name
         )
+        for left in checkpoint.unfinished(self._run, before=number):
+            checkpoint.remove(left)
+        return self._ranks.told(number)
 
     def _make_held_out(self) -> list[FixedBatch]:
         cfg, ranks = self._cfg, self._ranks
@@ -160,8 +161,7 @@ class Sitting:
     def _go_back(self, step: int) -> None:
         """Take the weights of the last good checkpoint, and go on behind the samples so far."""
         bad = step - self._interval.skips_in_a_row
-        self._saver.wait()
-        self._ranks.each(None)
+        self._saver.settle()
         found = resume(
             self._engine,
             self._run,

@@ -60,7 +60,7 @@ def ledger(
     """What writes the samples of a worker's step, where `log.samples` asks for it."""
     if not cfg.log.samples:
         return None
-    assert isinstance(run, Path)  # `check_run` refuses it for a URL
+    assert isinstance(run, Path)  # a rule of the config refuses a URL
     path = run / SAMPLES / f"{sitting}-rank{rank}.jsonl"
     path.parent.mkdir(exist_ok=True)
 

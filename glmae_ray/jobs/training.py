@@ -60,16 +60,17 @@ def train(cfg: PretrainConfig, allotment: Allotment) -> None:
         datasets={"train": lambda: shards},
         dataset_config=PlannedDataConfig(),
     )
-    results: list[ray.train.Result] = []
+
+    def fit() -> None:
+        if lines := trainer.fit().return_value:
+            raise UserError(*lines)
+
     try:
         take_over(cfg.run, run_id=trainer.train_run_context.run_id)
         with fresh_view():
-            fit_or_stop(lambda: results.append(trainer.fit()), run=cfg.run)
+            fit_or_stop(fit, run=cfg.run)
     except ray.train.TrainingFailedError as error:
         raise TrainingError(_reason(error)) from error
-    finally:
-        if results and (lines := results[0].return_value):
-            raise UserError(*lines)
 
 
 def _scaling(
@@ -116,11 +117,12 @@ def _storage(cfg: PretrainConfig) -> dict[str, Any]:
 def _reason(error: ray.train.TrainingFailedError) -> str:
     """The rank that failed, and what it said last; not those that only missed it."""
     failures = getattr(error, "worker_failures", {})
+    if not failures:
+        return _last_line(getattr(error, "controller_failure", error))
     said = {rank: _last_line(failure) for rank, failure in failures.items()}
     # Of ranks that wait for one that is gone gloo and NCCL say so, in a line of theirs.
-    for rank in sorted(said, key=lambda rank: (any(w in said[rank] for w in _MISSED), rank)):
-        return f"rank {rank}: {said[rank]}"
-    return _last_line(getattr(error, "controller_failure", error))
+    rank = min(said, key=lambda rank: (any(word in said[rank] for word in _MISSED), rank))
+    return f"rank {rank}: {said[rank]}"
 
 
 def _last_line(error: BaseException) -> str:

@@ -157,7 +157,7 @@ class GLMAE(nn.Module):
         with torch.inference_mode():
             z = self.teacher_encoder(views.all(), grid=views.grid, only_cls=True)
             logits = self.teacher_head(z[:, 0]).unflatten(0, (views.samples, -1))
-            self.teacher_sum += weight * logits.sum(dim=(0, 1))
+            self.teacher_sum.add_(logits.sum(dim=(0, 1)), alpha=weight)
             self.teacher_views += weight * logits.shape[0] * logits.shape[1]
             taught = losses.teacher_probabilities(logits, self.center, temperature)
         return taught.clone()  # what inference mode makes cannot be saved for a backward pass

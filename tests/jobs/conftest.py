@@ -10,7 +10,7 @@ import ray
 
 from glmae_ray.cli import main
 from tests.store.object_store import bucket, proxy, s3_server
-from tests.store.scans import voxels, write_nifti
+from tests.store.scans import write_people
 
 __all__ = ["bucket", "local_ray", "proxy", "s3_server", "small_store"]
 
@@ -33,9 +33,7 @@ def local_ray() -> Iterator[str]:
 def small_store(local_ray, tmp_path_factory) -> Path:
     """Twelve people with grids of unequal sides, about half of them for training."""
     folder = tmp_path_factory.mktemp("people")
-    for seed in range(12):
-        data = voxels((34 + seed, 30, 26 + seed % 3), seed=seed)
-        write_nifti(folder / "scans" / f"p{seed:02d}.nii.gz", data, axes="RAS")
+    write_people(folder / "scans", count=12)
     store = folder / "store"
     words = [f"source={folder / 'scans'}", f"store={store}", "splits=[0.6,0.4,0.0]"]
     assert main(["ingest", *words]) == 0

@@ -16,7 +16,7 @@ from glmae_ray.jobs.profiles import PROFILES
 from tests.conftest import TINY
 from tests.jobs.loopback_cluster import LoopbackCluster
 from tests.jobs.watched_run import WatchedRun, read_sittings, repeated_steps, wrong_steps
-from tests.store.scans import voxels, write_nifti
+from tests.store.scans import write_people
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -51,9 +51,7 @@ def module_cluster(cluster_env) -> Iterator[LoopbackCluster]:
 def store(module_cluster, tmp_path_factory) -> Path:
     """Eight people for training, grids of unequal sides."""
     folder = tmp_path_factory.mktemp("people")
-    for seed in range(8):
-        data = voxels((34 + seed, 30, 26 + seed % 3), seed=seed)
-        write_nifti(folder / "scans" / f"p{seed}.nii.gz", data, axes="RAS")
+    write_people(folder / "scans", count=8)
     words = [f"source={folder / 'scans'}", f"store={folder / 'store'}", "splits=[1,0,0]"]
     command = [sys.executable, "-m", "glmae_ray.cli", "ingest", *words]
     subprocess.run(command, check=True, env=module_cluster.environment)
@@ -126,19 +124,11 @@ def test_a_worker_that_is_killed_costs_the_steps_since_the_last_checkpoint(clust
     assert repeated_steps(run.run)[1] <= 2 * SAVED_EVERY  # the newest may not have been written
 
 
-def test_a_run_goes_on_without_a_node_whose_ray_is_killed(cluster, start):
+@pytest.mark.parametrize("lose", [LoopbackCluster.kill_raylet, LoopbackCluster.freeze_node])
+def test_a_run_goes_on_without_a_node_that_is_killed_or_falls_silent(cluster, start, lose):
     run = start(cluster)
     run.wait_for(step=2 * SAVED_EVERY + 2)
-    cluster.kill_raylet(cluster.nodes[0])
-    check_that_it_ends_well(run)
-    assert workers_of_sittings(run) == [2, 1]
-    assert repeated_steps(run.run)[1] <= 2 * SAVED_EVERY
-
-
-def test_a_run_goes_on_without_a_node_that_falls_silent(cluster, start):
-    run = start(cluster)
-    run.wait_for(step=2 * SAVED_EVERY + 2)
-    cluster.freeze_node(cluster.nodes[1])
+    lose(cluster, cluster.nodes[1])
     check_that_it_ends_well(run)
     assert workers_of_sittings(run) == [2, 1]
     assert repeated_steps(run.run)[1] <= 2 * SAVED_EVERY

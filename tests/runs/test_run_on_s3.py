@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from glmae_ray import outbox, scribe, terminal
+from glmae_ray.cli import main
 from glmae_ray.errors import UserError
 from glmae_ray.jobs.starting import keep_report
 from glmae_ray.jobs.store_changes import StoreFacts, accept_change, store_change
@@ -304,3 +305,19 @@ def test_a_full_disk_ends_neither_pictures_nor_tensorboard_nor_the_run(tmp_path,
 
 def test_a_process_has_one_scribe_for_a_run(tmp_path):
     assert scribe.scribe_of(tmp_path) is scribe.scribe_of(Path(str(tmp_path)))
+
+
+def test_why_a_run_failed_is_one_line_and_the_story_is_in_its_bucket(bucket, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise RuntimeError("a long story\nthe reason")
+
+    monkeypatch.setattr("glmae_ray.jobs.pretrain.run", fail)
+    run = f"{bucket}/runs/failed"
+    words = ["pretrain", "store=none", f"run={run}", "steps=1", "global_batch=1"]
+    assert main(words) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "glmae pretrain: failed: the reason",
+        f"run: {run}",
+        f"log: {run}/error.log",
+    ]
+    assert b"RuntimeError: a long story" in (read_file(to_place(run) / "error.log") or b"")

@@ -51,6 +51,13 @@ def write_nifti(path: Path, data: np.ndarray | None = None, *, axes: str = "LPS"
     return path
 
 
+def write_people(folder: Path, *, count: int) -> None:
+    """Write a scan each, grids of unequal sides."""
+    for seed in range(count):
+        data = voxels((34 + seed, 30, 26 + seed % 3), seed=seed)
+        write_nifti(folder / f"p{seed:02d}.nii.gz", data, axes="RAS")
+
+
 def change_nifti(path: Path, **change) -> None:
     """Set header fields of a NIfTI-1 file as they lie on disk, sound or not."""
     is_gzip = path.suffix == ".gz"
