@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from glmae_ray.jobs.profiles import PROFILES
+from glmae_ray.jobs.sittings import read_sittings
 from tests.conftest import TINY
 from tests.jobs.loopback_cluster import LoopbackCluster
-from tests.jobs.watched_run import WatchedRun, read_sittings, repeated_steps, wrong_steps
+from tests.jobs.watched_run import WatchedRun, repeated_steps, wrong_steps
 from tests.store.scans import write_people
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

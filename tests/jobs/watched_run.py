@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import json
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from glmae_ray.jobs.sittings import read_sittings
+from glmae_ray.journal import Record, read_lines
 from glmae_ray.tracking import read_events, read_metrics
-
-Record = dict[str, Any]
 
 
 class Look(NamedTuple):
@@ -116,11 +115,6 @@ class WatchedRun:
         return [(r["step"], r["loss"]) for r in read_metrics(self.run) if "loss" in r]
 
 
-def read_sittings(run: Path) -> list[Record]:
-    """Of a run folder, in the order in which they began."""
-    return list(_lines(run / "sittings.jsonl"))
-
-
 def repeated_steps(run: Path) -> dict[int, int]:
     """Sitting -> steps of the one before that it went back behind, and does again."""
     sittings = read_sittings(run)
@@ -158,11 +152,4 @@ def wrong_steps(run: Path, *, steps: int, global_batch: int) -> dict[int, str]:
 
 def _ledger(run: Path) -> Iterator[Record]:
     for path in sorted((run / "samples").glob("*-rank*.jsonl")):
-        yield from _lines(path)
-
-
-def _lines(path: Path) -> Iterator[Record]:
-    """The complete lines of a file, none where there is no file."""
-    if path.exists():
-        *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
-        yield from (json.loads(line) for line in lines)
+        yield from read_lines(path)
