@@ -13,9 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from glmae_ray import __version__
-from glmae_ray.config import DemoConfig, DoctorConfig, ExportConfig, JobConfig, PretrainConfig
+from glmae_ray.config import DemoConfig, DoctorConfig, ExportConfig, PretrainConfig
 from glmae_ray.config_loading import load
 from glmae_ray.config_store import IngestConfig, InspectConfig
+from glmae_ray.config_train import JobConfig
 from glmae_ray.errors import StoppedError, UserError
 from glmae_ray.paths import is_url, publish, to_place
 

@@ -11,26 +11,14 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from glmae_ray import expressions
-from glmae_ray.config_base import BrokenRulesError, Config, Problem, Share, Size
-from glmae_ray.config_data import PipelineConfig, SamplingConfig, ViewsConfig
+from glmae_ray.config_base import Config, Problem, Size
+from glmae_ray.config_data import SamplingConfig, ViewsConfig
 from glmae_ray.config_model import ModelConfig
-from glmae_ray.config_run import (
-    LogConfig,
-    RayConfig,
-    ResourcesConfig,
-    SaveConfig,
-    ValidationConfig,
-)
+from glmae_ray.config_run import RayConfig
+from glmae_ray.config_train import AdamWConfig, JobConfig, TrainConfig
 
 
 class LossConfig(Config):
@@ -74,65 +62,24 @@ def _on(**kinds: bool) -> tuple[str, ...]:
     return tuple(kind for kind, used in kinds.items() if used)
 
 
-class OptimConfig(Config):
-    """AdamW on a linear warm-up and a cosine to 0; decisions of ours but for the warm-up."""
+class OptimConfig(AdamWConfig):
+    """AdamW on a linear warm-up and a cosine to 0; decisions of ours but for the warm-up.
+
+    Without `warmup_steps` it takes 40 of 1600 parts of the run (40: lineage; 1600: verified, a
+    checkpoint's name).
+    """
 
     base_lr: PositiveFloat = 1.5e-4  # for 256 volumes a step; scaled linearly with global_batch
-    betas: tuple[Share, Share] = (0.9, 0.95)
-    weight_decay: NonNegativeFloat = 0.05  # on matrices only
-    # None: 40 of 1600 parts of the run (40: lineage; 1600: verified, a checkpoint's name).
-    warmup_steps: NonNegativeInt | None = None
-    clip: PositiveFloat = 1.0  # norm of the whole gradient
-    # So many steps in a row that are skipped, for numbers that are not finite, take the run back
-    # to its last checkpoint and past their samples.
-    rewind_after: PositiveInt = 5
 
 
-class EngineConfig(Config):
-    """What DeepSpeed is asked for."""
+class PretrainConfig(TrainConfig):
+    """`glmae pretrain`: a store into an encoder; `init` is one to start from: a file, or a run."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    precision: Literal["float32", "bf16", "fp16"] = "bf16"  # decision: ours
-    micro_batch: PositiveInt | None = None  # samples per forward; None: the worker's whole share
-
-
-class JobConfig(Config):
-    """The root of one verb's tree."""
-
-    def rules(self) -> Iterator[Problem]:
-        """Yield what is wrong between fields that are each right by themselves."""
-        yield from ()
-
-    @model_validator(mode="after")
-    def _keep_rules(self) -> JobConfig:
-        problems = list(self.rules())
-        if problems:
-            raise BrokenRulesError(problems)
-        return self
-
-
-class PretrainConfig(JobConfig):
-    """`glmae pretrain`: a store into an encoder."""
-
-    store: str
-    run: str
-    init: str | None = None  # an encoder to start from: a file, or the folder of another run
-    seed: NonNegativeInt = 0
-    steps: PositiveInt
-    global_batch: PositiveInt
     sampling: SamplingConfig = SamplingConfig()
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig.model_validate({})
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
-    engine: EngineConfig = EngineConfig()
-    resources: ResourcesConfig = ResourcesConfig()
-    pipeline: PipelineConfig = PipelineConfig()
-    save: SaveConfig = SaveConfig()
-    validation: ValidationConfig = ValidationConfig()
-    log: LogConfig = LogConfig()
-    ray: RayConfig = RayConfig()
-    accept_store_change: bool = False  # continue, though the store is no longer what it was
 
     @property
     def lr(self) -> float:
@@ -145,54 +92,6 @@ class PretrainConfig(JobConfig):
         stated = self.optim.warmup_steps
         return max(1, round(self.steps * 40 / 1600)) if stated is None else stated
 
-    @property
-    def workers(self) -> int:
-        """Training workers; of a range the most, until `on` says how many there are."""
-        return self.resources.most
-
-    @property
-    def micro_batch(self) -> int:
-        """Samples in one forward of one worker."""
-        return self.engine.micro_batch or self.global_batch // self.workers
-
-    @property
-    def turns(self) -> int:
-        """Micro-batches of one optimizer step, over all workers."""
-        return self.global_batch // self.micro_batch
-
-    @property
-    def accumulation(self) -> int:
-        """Forwards of one worker in one optimizer step."""
-        return math.ceil(self.turns / self.workers)
-
-    def on(self, workers: int) -> PretrainConfig:
-        """The run as so many workers do it; what one of them computes at a time stays."""
-        resources = self.resources.model_copy(update={"workers": workers})
-        engine = self.engine.model_copy(update={"micro_batch": self.micro_batch})
-        return self.model_copy(update={"resources": resources, "engine": engine})
-
-    def samples_of(self, turn: int, *, rank: int) -> range:
-        """Numbers of the samples in a rank's micro-batch; a step has `accumulation` turns.
-
-        Where the workers do not divide the micro-batches of a step, its last turn is not one for
-        all: those that have none repeat one, with weight 0.
-        """
-        step, slot = self._slot(turn, rank)
-        first = step * self.global_batch + slot % self.turns * self.micro_batch
-        return range(first, first + self.micro_batch)
-
-    def weight_of(self, turn: int, *, rank: int) -> float:
-        """What a micro-batch counts beside the mean of 1: 0 for one that is only repeated.
-
-        The mean over all workers' turns, with these weights, is that over the global batch.
-        """
-        _, slot = self._slot(turn, rank)
-        return self.workers * self.accumulation / self.turns if slot < self.turns else 0.0
-
-    def _slot(self, turn: int, rank: int) -> tuple[int, int]:
-        step, turn = divmod(turn, self.accumulation)
-        return step, turn * self.workers + rank
-
     def rules(self) -> Iterator[Problem]:
         """Geometry, widths, loss weights and the batch have to fit each other."""
         yield from self._view_rules()
@@ -203,26 +102,7 @@ class PretrainConfig(JobConfig):
         if not self.loss.kinds:
             names = ("loss.w_rl", "loss.w_rg", "loss.w_gg", "loss.w_gl")
             yield Problem(names, "loss: every weight is 0; at least one term has to be on")
-        yield from self._batch_rules()
-        if self.log.samples and "://" in self.run:
-            line = "log.samples: needs a local or shared run folder, which can be appended to"
-            yield Problem(("log.samples", "run"), line)
-        if self.optim.warmup_steps is not None and self.optim.warmup_steps > self.steps:
-            line = f"optim.warmup_steps: {self.optim.warmup_steps} is more than steps {self.steps}"
-            yield Problem(("optim.warmup_steps", "steps"), line)
-
-    def _batch_rules(self) -> Iterator[Problem]:
-        batch, workers, micro = self.global_batch, self.workers, self.engine.micro_batch
-        fields = ("global_batch", "resources.workers", "engine.micro_batch")
-        if micro is None and batch % workers:
-            line = f"global_batch: {batch} is not a multiple of resources.workers {workers}"
-            yield Problem(fields, f"{line}; with engine.micro_batch it need not be")
-        elif micro is not None and batch % micro:
-            line = f"global_batch: {batch} is not a multiple of engine.micro_batch {micro}"
-            yield Problem(fields, line)
-        elif micro is not None and batch < workers * micro:
-            product = f"resources.workers {workers} times engine.micro_batch {micro}"
-            yield Problem(fields, f"global_batch: {batch} is less than {product}")
+        yield from super().rules()
 
     def _view_rules(self) -> Iterator[Problem]:
         patch = self.model.patch

@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from glmae_ray.config import JobConfig
 from glmae_ray.config_base import BrokenRulesError
+from glmae_ray.config_train import JobConfig
 from glmae_ray.errors import UserError
 
 Job = TypeVar("Job", bound=JobConfig)

@@ -8,8 +8,9 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from glmae_ray.config import JobConfig, RayConfig
 from glmae_ray.config_base import Config, Problem, Size, Spacing
+from glmae_ray.config_run import RayConfig
+from glmae_ray.config_train import JobConfig
 
 
 class LimitsConfig(Config):
