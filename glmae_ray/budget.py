@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from glmae_ray.config import PretrainConfig
+from glmae_ray.config_train import TrainConfig
 from glmae_ray.paths import is_url
 
 # Bytes of decoded chunks per byte of views: 730 chunks of 64 KiB for CT of 512x512x256 are 1.6,
@@ -13,7 +13,6 @@ from glmae_ray.paths import is_url
 _CHUNKS_PER_VIEW = 8
 _PROCESS = 500 * 2**20  # of a task's process with its libraries
 _QUEUED = 2  # finished batches per maker that Ray Data holds before it pauses
-_VOXEL = 2  # bytes: int16
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,12 @@ class Budget:
         )
 
 
-def cpus_per_maker(cfg: PretrainConfig) -> float:
+def cpus_per_maker(cfg: TrainConfig) -> float:
     """CPUs of a task that makes views: 1, and a half where it waits for an object store."""
     return cfg.pipeline.cpus_per_maker or (0.5 if is_url(cfg.store) else 1.0)
 
 
-def budget(cfg: PretrainConfig, *, cpus: float, cpus_per_worker: float) -> Budget:
+def budget(cfg: TrainConfig, *, cpus: float, cpus_per_worker: float) -> Budget:
     """What a run needs on so many CPUs.
 
     Args:
@@ -61,12 +60,7 @@ def budget(cfg: PretrainConfig, *, cpus: float, cpus_per_worker: float) -> Budge
         cpus: That can make views or train.
         cpus_per_worker: Of each training worker.
     """
-    views, workers, each = cfg.views, cfg.workers, cpus_per_maker(cfg)
-    voxels = sum(
-        getattr(views, f"{kind}_count") * math.prod(getattr(views, f"{kind}_size"))
-        for kind in cfg.loss.kinds
-    )
-    sample = voxels * cfg.model.channels * _VOXEL
+    workers, each, sample = cfg.workers, cpus_per_maker(cfg), cfg.sample_bytes
     batch = sample * cfg.micro_batch
     makers = max(0, math.floor((cpus - workers * cpus_per_worker) / each + 1e-9))
     makers = min(makers, cfg.pipeline.makers or makers)

@@ -87,6 +87,20 @@ class PretrainConfig(TrainConfig):
         return self.optim.base_lr * self.global_batch / 256
 
     @property
+    def lr_field(self) -> str:
+        """Name of the field that sets it."""
+        return "optim.base_lr"
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample's views, int16."""
+        voxels = sum(
+            getattr(self.views, f"{kind}_count") * math.prod(getattr(self.views, f"{kind}_size"))
+            for kind in self.loss.kinds
+        )
+        return 2 * voxels * self.model.channels
+
+    @property
     def warmup_steps(self) -> int:
         """Steps of linear warm-up; 40 of 1600 epochs where nothing is stated."""
         stated = self.optim.warmup_steps

@@ -122,6 +122,17 @@ class FinetuneConfig(TrainConfig):
         return self.optim.lr
 
     @property
+    def lr_field(self) -> str:
+        """Name of the field that sets it."""
+        return "optim.lr"
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample's crops, float32, and of their labels, uint8."""
+        channels = 1 if self.model is None else self.model.channels
+        return self.crops.count * math.prod(self.crops.size) * (4 * channels + 1)
+
+    @property
     def warmup_steps(self) -> int:
         """Steps of linear warm-up."""
         stated = self.optim.warmup_steps

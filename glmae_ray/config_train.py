@@ -85,8 +85,18 @@ class TrainConfig(JobConfig):
         raise NotImplementedError
 
     @property
+    def lr_field(self) -> str:
+        """Name of the field that sets it."""
+        raise NotImplementedError
+
+    @property
     def warmup_steps(self) -> int:
         """Steps of linear warm-up."""
+        raise NotImplementedError
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of what is made for one sample."""
         raise NotImplementedError
 
     @property

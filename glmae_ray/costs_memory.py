@@ -256,9 +256,9 @@ def _block_backward(cfg: PretrainConfig, length: int, part: str) -> int:
     return gradients + again
 
 
-def reduce_bucket(cfg: PretrainConfig) -> int:
-    """Entries of a buffer through which ZeRO reduces gradients: no more than there are."""
-    return min(_BUCKET, trainable(cfg))
+def reduce_bucket(trained: int) -> int:
+    """Entries of a buffer through which ZeRO reduces gradients of so many weights."""
+    return min(_BUCKET, trained)
 
 
 def _buffers(cfg: PretrainConfig, trained: int) -> int:
@@ -268,6 +268,6 @@ def _buffers(cfg: PretrainConfig, trained: int) -> int:
         return 0
     types = 2 if _narrow(cfg) else 1  # of Linear, 16 bits under autocast; of the rest, float32
     if stage < 3:
-        return types * _FLOAT * reduce_bucket(cfg)
+        return types * _FLOAT * reduce_bucket(trained)
     # At stage 3 each buffer has its own type, and the weights stay whole until they are used again.
-    return (_FLOAT + (types - 1) * _computed(cfg)) * reduce_bucket(cfg) + _FLOAT * trained
+    return (_FLOAT + (types - 1) * _computed(cfg)) * reduce_bucket(trained) + _FLOAT * trained

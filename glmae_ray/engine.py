@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glmae_ray.config import PretrainConfig
+from glmae_ray.config_train import TrainConfig
 from glmae_ray.costs_memory import reduce_bucket
-from glmae_ray.optim import parameter_groups
+from glmae_ray.optim import Group, parameter_groups
 from glmae_ray.universal import SAVED, UNIVERSAL, read_rest
 
 _SCALE = "loss_scale"  # in what is saved
@@ -37,22 +37,33 @@ _AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 class Engine:
     """A module under DeepSpeed, and the few verbs that a training loop needs."""
 
-    def __init__(self, module: nn.Module, *, cfg: PretrainConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        cfg: TrainConfig,
+        device: torch.device,
+        groups: list[Group] | None = None,
+    ) -> None:
         """Join the process group that runs, shard what the ZeRO stage shards.
 
         Args:
             module: Parameters in float32; its `forward` holds all computation.
             cfg: Precision, stage, batch arithmetic and optimizer settings.
             device: Where this worker computes.
+            groups: Parameters that are trained, as `glmae_ray.optim` gives them; None: all.
         """
         deepspeed = _import_deepspeed(device)
-        groups = parameter_groups(module.named_parameters(), weight_decay=cfg.optim.weight_decay)
+        if groups is None:
+            named, decay = module.named_parameters(), cfg.optim.weight_decay
+            groups = parameter_groups(named, weight_decay=decay)
         optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.optim.betas, fused=True)
+        trained = sum(weights.numel() for group in groups for weights in group["params"])
         self.device = device
         self.zero_stage = cfg.engine.zero_stage
         self._gathered = deepspeed.zero.GatheredParameters
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=module.to(device), optimizer=optimizer, config=_settings(cfg)
+            model=module.to(device), optimizer=optimizer, config=_settings(cfg, trained)
         )
         if self.zero_stage == 0 and torch.distributed.get_world_size() == 1:
             # DeepSpeed would put all gradients into one buffer and back, with nobody to send to.
@@ -97,7 +108,7 @@ class Engine:
         Not where loss or gradient is not finite: see `skipped`.
         """
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         ends = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
         if ends and isinstance(self._scale, LossScale):
@@ -328,7 +339,7 @@ def _no_crc32() -> Iterator[None]:
         torch.serialization.set_crc32_options(before)
 
 
-def _settings(cfg: PretrainConfig) -> dict[str, Any]:
+def _settings(cfg: TrainConfig, trained: int) -> dict[str, Any]:
     """DeepSpeed's own configuration; the global batch follows from the other two numbers."""
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": cfg.micro_batch,
@@ -336,7 +347,7 @@ def _settings(cfg: PretrainConfig) -> dict[str, Any]:
         "gradient_clipping": cfg.optim.clip,
         "zero_optimization": {
             "stage": cfg.engine.zero_stage,
-            "reduce_bucket_size": reduce_bucket(cfg),
+            "reduce_bucket_size": reduce_bucket(trained),
         },
         "steps_per_print": 10**9,
         # It would wait for the device at every forward and step to time them.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glmae_ray.config import PretrainConfig
+from glmae_ray.config_train import TrainConfig
 from glmae_ray.engine import Engine
 from glmae_ray.optim import Schedule, schedule
 
@@ -44,7 +44,7 @@ def train_steps(
     engine: Engine,
     batches: Iterator[Batch],
     *,
-    cfg: PretrainConfig,
+    cfg: TrainConfig,
     start: int = 0,
     rank: int | None = None,
 ) -> Iterator[StepInfo]:
@@ -66,22 +66,30 @@ def train_steps(
         raise ValueError("rank: is needed where workers do not divide the micro-batches of a step")
     for step in range(start, cfg.steps):
         values = schedule(step, cfg=cfg)
+        options = _forward_options(values)
         began, wait_s, parts = time.perf_counter(), 0.0, []
         for turn in range(step * cfg.accumulation, (step + 1) * cfg.accumulation):
             asked = time.perf_counter()
             batch = next(batches)
             wait_s += time.perf_counter() - asked
             weight = cfg.weight_of(turn, rank=rank or 0)
-            outputs = engine(batch, teacher_temperature=values.teacher_temperature, weight=weight)
+            outputs = engine(batch, weight=weight, **options)
             if weight != 1:
                 outputs = {name: weight * value for name, value in outputs.items()}
             engine.backward(outputs["loss"])
             engine.step(lr=values.lr)
             parts.append({name: value.detach() for name, value in outputs.items()})
-        engine.update_teacher(values.teacher_momentum)
+        if values.teacher_momentum is not None:
+            engine.update_teacher(values.teacher_momentum)
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         took_s = time.perf_counter() - began
         yield StepInfo(step + 1, means, engine.skipped, values, took_s, wait_s)
+
+
+def _forward_options(values: Schedule) -> dict[str, float]:
+    """The scheduled values that the module's forward takes."""
+    temperature = values.teacher_temperature
+    return {} if temperature is None else {"teacher_temperature": temperature}
 
 
 def mean_over_workers(outputs: Batch) -> dict[str, float]:

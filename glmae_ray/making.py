@@ -18,7 +18,7 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 if TYPE_CHECKING:
-    from glmae_ray.samples import SampleMaker
+    from glmae_ray.samples import Maker
 
 _AT_ONCE = 1024  # micro-batches
 
@@ -39,7 +39,7 @@ class MakeTurn:
     """Makes a micro-batch out of its number.
 
     Attributes:
-        maker: The `SampleMaker`, in Ray's object store: each process fetches it once.
+        maker: The `Maker`, in Ray's object store: each process fetches it once.
         samples_of: Turn of all workers -> numbers of the samples of its micro-batch.
     """
 
@@ -47,7 +47,7 @@ class MakeTurn:
     samples_of: Callable[[int], range]
 
     def __call__(self, rows: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Columns of `SampleMaker.make`, each in one row: (1, B, ...)."""
+        """Columns of `Maker.make`, each in one row: (1, B, ...)."""
         (turn,) = rows["turn"]
         numbers = np.array(self.samples_of(int(turn)))
         columns = _fetched(self.maker).make({"number": numbers})
@@ -80,5 +80,5 @@ class _Turns(Datasource):
 
 
 @functools.lru_cache(maxsize=2)
-def _fetched(maker: ray.ObjectRef) -> SampleMaker:
+def _fetched(maker: ray.ObjectRef) -> Maker:
     return ray.get(maker)

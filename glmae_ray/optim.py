@@ -13,31 +13,43 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from glmae_ray.config import PretrainConfig
+from glmae_ray.config_train import TrainConfig
+
+Group = dict[str, Any]  # of AdamW's, with `lr_scale`, its share of the learning rate
 
 
 class Schedule(NamedTuple):
-    """The scheduled values of one optimizer step."""
+    """The scheduled values of one optimizer step; those of the teacher where there is one."""
 
     lr: float
-    teacher_momentum: float
-    teacher_temperature: float
+    teacher_momentum: float | None = None
+    teacher_temperature: float | None = None
+
+    def named(self) -> dict[str, float]:
+        """Those that there are."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
-def schedule(step: int, *, cfg: PretrainConfig) -> Schedule:
-    """Values for step number `step` (0 is the first): linear warm-up, then cosines.
-
-    The learning rate ends at 0, the teacher's momentum at 1; the teacher's temperature rises
-    over the warm-up and stays.
-    """
+def rate(step: int, *, cfg: TrainConfig) -> float:
+    """Learning rate of step number `step` (0 is the first): linear warm-up, then a cosine to 0."""
     warmup = cfg.warmup_steps
     if step < warmup:
-        lr = cfg.lr * (step + 1) / warmup
-    else:
-        lr = cfg.lr * _half_cosine((step - warmup) / max(1, cfg.steps - warmup))
+        return cfg.lr * (step + 1) / warmup
+    return cfg.lr * _half_cosine((step - warmup) / max(1, cfg.steps - warmup))
+
+
+def schedule(step: int, *, cfg: TrainConfig) -> Schedule:
+    """Values for step number `step` (0 is the first).
+
+    The teacher's momentum ends at 1, on a cosine; its temperature rises over the warm-up and stays.
+    """
+    if not isinstance(cfg, PretrainConfig):
+        return Schedule(rate(step, cfg=cfg))
+    warmup = cfg.warmup_steps
     momentum = 1 - (1 - cfg.loss.teacher_momentum) * _half_cosine(step / cfg.steps)
     cold, warm = cfg.loss.teacher_temperature
     temperature = cold + (warm - cold) * min(1.0, step / max(1, warmup))
-    return Schedule(lr, momentum, temperature)
+    return Schedule(rate(step, cfg=cfg), momentum, temperature)
 
 
 def _half_cosine(progress: float) -> float:
@@ -47,7 +59,7 @@ def _half_cosine(progress: float) -> float:
 
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float
-) -> list[dict[str, Any]]:
+) -> list[Group]:
     """Two groups: matrices decay; biases, norms and the learned tokens do not."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
@@ -57,7 +69,7 @@ def parameter_groups(
         is_matrix = name.endswith("weight") and parameter.ndim > 1
         (decayed if is_matrix else free).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay, "lr_scale": 1.0},
+        {"params": free, "weight_decay": 0.0, "lr_scale": 1.0},
     ]
     return [group for group in groups if group["params"]]

@@ -25,17 +25,15 @@ from ray.data.collate_fn import DefaultCollateFn
 from torch import Tensor
 
 from glmae_ray.budget import cpus_per_maker
-from glmae_ray.config import PretrainConfig
+from glmae_ray.config_train import TrainConfig
 from glmae_ray.making import MakeTurn, count_turns
-from glmae_ray.samples import SampleMaker, UnreadableCaseError
+from glmae_ray.samples import FOR_THE_HOST, Maker, UnreadableCaseError
 from glmae_ray.watch import Tell, Watch
 
 Batch = dict[str, Tensor]
 
-_FOR_THE_HOST = ("number", "case", "fault", "made_s")
 
-
-def train_dataset(maker: SampleMaker, *, cfg: PretrainConfig, start: int) -> ray.data.Dataset:
+def train_dataset(maker: Maker, *, cfg: TrainConfig, start: int) -> ray.data.Dataset:
     """Every sample from step `start` to the end of the run; a row is one micro-batch.
 
     Args:
@@ -58,8 +56,8 @@ class PlannedShards:
         start: Tells the steps that are done, once the workers have loaded their checkpoint.
     """
 
-    maker: SampleMaker
-    cfg: PretrainConfig
+    maker: Maker
+    cfg: TrainConfig
     start: Callable[[], int]
 
 
@@ -89,7 +87,7 @@ class PlannedDataConfig(ray.train.DataConfig):
 class _Rows:
     """The samples of the micro-batch in a row; workers take rows in turn."""
 
-    cfg: PretrainConfig
+    cfg: TrainConfig
     first: int  # turn of each worker at which the rows begin
 
     def __call__(self, row: int) -> range:
@@ -97,7 +95,7 @@ class _Rows:
         return self.cfg.samples_of(self.first + turn, rank=rank)
 
 
-def _placement(cfg: PretrainConfig) -> dict[str, Any]:
+def _placement(cfg: TrainConfig) -> dict[str, Any]:
     """Where the tasks that make views run, and how many at a time."""
     pipeline = cfg.pipeline
     options: dict[str, Any] = {"num_cpus": cpus_per_maker(cfg)}
@@ -120,8 +118,8 @@ class _Arrived(NamedTuple):
 def rank_batches(
     shard: ray.data.DataIterator,
     *,
-    cfg: PretrainConfig,
-    maker: SampleMaker,
+    cfg: TrainConfig,
+    maker: Maker,
     start: int,
     rank: int,
     device: torch.device | None = None,
@@ -168,7 +166,7 @@ class _Collate(DefaultCollateFn):
 
     def __call__(self, batch: Any) -> _Arrived:
         tensors = {name: rows[0] for name, rows in super().__call__(batch).items()}
-        columns = {name: tensors.pop(name).numpy() for name in _FOR_THE_HOST}
+        columns = {name: tensors.pop(name).numpy() for name in FOR_THE_HOST}
         if self._pin:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return _Arrived(columns, tensors)
@@ -243,7 +241,7 @@ class FixedBatch(NamedTuple):
 
 
 def fixed_batches(
-    maker: SampleMaker, *, samples: int, rank: int, workers: int, device: torch.device
+    maker: Maker, *, samples: int, rank: int, workers: int, device: torch.device
 ) -> list[FixedBatch]:
     """The held-out samples of one rank, one a batch, kept in memory; equally many on every rank.
 
@@ -258,7 +256,7 @@ def fixed_batches(
             {
                 name: torch.from_numpy(column).to(device)
                 for name, column in maker.make({"number": np.array([number % samples])}).items()
-                if name not in _FOR_THE_HOST
+                if name not in FOR_THE_HOST
             },
             weight=float(number < samples),
         )

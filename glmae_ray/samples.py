@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ _COLUMNS = {
     "case_id", "shape", "factors", "box_start", "box_stop", "modality", "channels", "dtype",
     "minimum", "maximum", "p0_5", "p99_5",
 }  # fmt: skip
+# Of the columns, what is for people and checks, not for the device.
+FOR_THE_HOST = ("number", "case", "fault", "made_s")
 _REDRAWS = 8  # a view that is still air then stays: its case is nearly empty
 _STAND_INS = 16  # as many cases in a row that cannot be read are a broken store
 _PAUSES_S = (0.5, 2.0)  # before a disk is asked again; tensorstore has its own for S3
@@ -37,6 +39,27 @@ _FAULT_BYTES = 320  # room for what was wrong with a case, in a column of fixed 
 
 class UnreadableCaseError(OSError):
     """A case whose views cannot be made."""
+
+
+class Maker(Protocol):
+    """What makes samples out of their numbers: views, crops; plain data."""
+
+    @property
+    def index(self) -> VolumeIndex:
+        """The cases, in the order in which the plan counts them."""
+        ...
+
+    def case(self, number: int) -> int:
+        """Row of the case that the plan has for a sample."""
+        ...
+
+    def make(self, rows: Mapping[str, NDArray[Any]]) -> Columns:
+        """Make the samples whose numbers are in `rows["number"]`.
+
+        Returns:
+            Columns with one row a sample; among them those of `FOR_THE_HOST`.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -87,6 +110,10 @@ class SampleMaker:
                 for _ in pool.map(lambda place: self._fill(columns, place), range(len(numbers))):
                     pass
         return columns
+
+    def case(self, number: int) -> int:
+        """Row of the case that the plan has for a sample."""
+        return self.plan.case(number)
 
     def source(self, case: int) -> Source:
         """The facts about the case of a row."""

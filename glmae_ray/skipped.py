@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from glmae_ray.config import PretrainConfig
-from glmae_ray.samples import SampleMaker
+from glmae_ray.config_train import TrainConfig
+from glmae_ray.samples import Maker
 from glmae_ray.watch import Event
 
 _NAMED = 8  # cases in the line; the event's facts have all of them
 
 
-def samples_of(step: int, *, rank: int, cfg: PretrainConfig) -> list[int]:
+def samples_of(step: int, *, rank: int, cfg: TrainConfig) -> list[int]:
     """Numbers of the samples that a rank consumes in a step, the first of which is step 1."""
     turns = range((step - 1) * cfg.accumulation, step * cfg.accumulation)
     return [number for turn in turns for number in cfg.samples_of(turn, rank=rank)]
@@ -21,8 +21,8 @@ def skipped_step(
     step: int,
     not_finite: Mapping[int, Sequence[str]],
     *,
-    cfg: PretrainConfig,
-    maker: SampleMaker,
+    cfg: TrainConfig,
+    maker: Maker,
 ) -> Event:
     """What to tell of a skipped step.
 
@@ -38,7 +38,7 @@ def skipped_step(
     ranks = sorted(not_finite) or list(range(cfg.workers))
     terms = sorted({name for names in not_finite.values() for name in names})
     numbers = sorted({n for rank in ranks for n in samples_of(step, rank=rank, cfg=cfg)})
-    rows = dict.fromkeys(maker.plan.case(number) for number in numbers)
+    rows = dict.fromkeys(maker.case(number) for number in numbers)
     cases = [str(maker.index.at(row)["case_id"]) for row in rows]
     where = f"on rank {', '.join(map(str, ranks))}"
     what = f"{' and '.join(terms)} {where}" if terms else "the gradient, though no rank's loss,"
@@ -46,7 +46,7 @@ def skipped_step(
         f"step {step}: skipped, because {what} was not a finite number; weights, moments, teacher "
         f"and centre are as before it; samples {_shown(numbers)} of {_shown(cases)}; where the "
         f"same case comes again, look at its intensities with glmae inspect or leave it out with "
-        f"sampling.where; where others do, try a lower optim.base_lr ({cfg.optim.base_lr:g} now) "
+        f"sampling.where; where others do, try a lower {cfg.lr_field} "
         f"or engine.precision=float32 ({cfg.engine.precision} now)"
     )
     facts = {

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmae_ray.config_data import PipelineConfig
-from glmae_ray.samples import SampleMaker, fault_texts
+from glmae_ray.samples import Maker, fault_texts
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -47,7 +47,7 @@ class Watch:
 
     def __init__(
         self,
-        maker: SampleMaker,
+        maker: Maker,
         *,
         pipeline: PipelineConfig,
         tell: Tell,
@@ -97,7 +97,7 @@ class Watch:
 
     def _tell_of_stand_in(self, number: int, case: int, fault: str) -> None:
         self.stand_ins += 1
-        other = self._maker.source(case).case_id
+        other = str(self._maker.index.at(case)["case_id"])
         facts = {"sample": number, "stand_in": other, "fault": fault}
         self._tell(Event("stand_in", f"sample {number}: {fault}; {other} stands in", facts))
         share, bound = self.stand_ins / self.samples, self._pipeline.skip_warning

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glmae_ray.budget import Budget, budget, cpus_per_maker
-from glmae_ray.config import PretrainConfig
+from glmae_ray.config_train import TrainConfig
 from glmae_ray.errors import UserError
 
 _OBJECT_STORE_SHARE = 0.5  # of the object store, that Ray Data takes for one dataset at most
@@ -32,7 +32,7 @@ class Allotment:
     warnings: tuple[str, ...]
 
 
-def allot(cfg: PretrainConfig, nodes: Sequence[Node]) -> Allotment:
+def allot(cfg: TrainConfig, nodes: Sequence[Node]) -> Allotment:
     """Decide on GPUs and CPUs, and see that the cluster has them, for workers and makers of views.
 
     Args:
@@ -64,7 +64,7 @@ def allot(cfg: PretrainConfig, nodes: Sequence[Node]) -> Allotment:
     return Allotment(gpu, each, plan, tuple(lines))
 
 
-def _crowding(cfg: PretrainConfig, most: int, each: float, cpus: float) -> list[str]:
+def _crowding(cfg: TrainConfig, most: int, each: float, cpus: float) -> list[str]:
     """Whether workers of a range could take every CPU: Ray gives those it has to them first."""
     workers, maker = min(most, int(cpus / each)), cpus_per_maker(cfg)
     if workers <= cfg.workers or cpus - workers * each >= maker:
@@ -76,7 +76,7 @@ def _crowding(cfg: PretrainConfig, most: int, each: float, cpus: float) -> list[
     ]
 
 
-def _places(node: Node, cfg: PretrainConfig) -> int:
+def _places(node: Node, cfg: TrainConfig) -> int:
     """How many tasks that make views find room on a node."""
     resources, labels = node["Resources"], node.get("Labels", {})
     if any(labels.get(name) != value for name, value in cfg.pipeline.labels.items()):
@@ -85,7 +85,7 @@ def _places(node: Node, cfg: PretrainConfig) -> int:
     return min(int(resources.get(name, 0.0) / amount + 1e-9) for name, amount in needs.items())
 
 
-def _no_maker(cfg: PretrainConfig, each: float, cpus: float, chosen: Sequence[Node]) -> str:
+def _no_maker(cfg: TrainConfig, each: float, cpus: float, chosen: Sequence[Node]) -> str:
     workers, maker, pipeline = cfg.workers, cpus_per_maker(cfg), cfg.pipeline
     if (pipeline.labels or pipeline.resources) and not chosen:
         wanted = {**pipeline.resources, **pipeline.labels}

@@ -117,7 +117,8 @@ def check_inputs(cfg: DoctorConfig, _machine: Machine) -> Iterator[Finding]:
         return
     if not cfg.store:
         return
-    from glmae_ray.jobs.pretrain import check_run, check_store
+    from glmae_ray.jobs.pretrain import check_store
+    from glmae_ray.jobs.run_folder import check_run
 
     names = [name for name in ("store", "run", "init") if getattr(cfg, name)]
     cfg = cfg.model_copy(update={name: str(to_place(getattr(cfg, name))) for name in names})

@@ -7,11 +7,11 @@ import time
 import psutil
 import torch
 
-from glmae_ray.config import PretrainConfig
+from glmae_ray.config_train import TrainConfig
 from glmae_ray.engine import Engine
 from glmae_ray.health import Health
 from glmae_ray.loop import StepInfo, mean_over_workers, not_finite_outputs
-from glmae_ray.samples import SampleMaker
+from glmae_ray.samples import Maker
 from glmae_ray.skipped import skipped_step
 from glmae_ray.tracking import Record, RunLog
 from glmae_ray.watch import Event
@@ -20,7 +20,7 @@ from glmae_ray.watch import Event
 class Interval:
     """Collects steps until they are logged."""
 
-    def __init__(self, cfg: PretrainConfig, *, log: RunLog | None) -> None:
+    def __init__(self, cfg: TrainConfig, *, log: RunLog | None) -> None:
         """Begin with no step.
 
         Args:
@@ -47,7 +47,7 @@ class Interval:
         """Take one more step; waits for nothing."""
         self._steps.append(info)
 
-    def write(self, engine: Engine, *, maker: SampleMaker) -> list[Event]:
+    def write(self, engine: Engine, *, maker: Maker) -> list[Event]:
         """Write the record, and begin anew. Collective; waits for the device.
 
         Returns:
@@ -67,7 +67,7 @@ class Interval:
             "time": time.time(),
             "workers": self._cfg.workers,
         }
-        record |= self._times(steps) | outputs | steps[-1].schedule._asdict()
+        record |= self._times(steps) | outputs | steps[-1].schedule.named()
         self._peak_memory = max(self._peak_memory, memory(engine.device))
         record |= {"gradient_norm": gradient_norm, "peak_memory_bytes": self._peak_memory}
         self._log.write(record)
@@ -96,7 +96,7 @@ class Interval:
             self._skips_in_a_row = self._skips_in_a_row + 1 if flag else 0
         return int(sum(flags))
 
-    def _name_skipped(self, steps: list[StepInfo], maker: SampleMaker) -> list[Event]:
+    def _name_skipped(self, steps: list[StepInfo], maker: Maker) -> list[Event]:
         """An event a skipped step. Collective."""
         return [
             skipped_step(step, not_finite, cfg=self._cfg, maker=maker)

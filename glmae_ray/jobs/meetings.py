@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import ray.train
 
-from glmae_ray.config import PretrainConfig
+from glmae_ray.config_train import TrainConfig
 from glmae_ray.jobs.growing import save_done, save_wanted
 from glmae_ray.jobs.stopping import stop_requested
 from glmae_ray.ranks import Ranks
@@ -40,7 +40,7 @@ class Orders(NamedTuple):
 class Meetings:
     """Knows when the next one is; rank 0 also what is to be said there."""
 
-    def __init__(self, cfg: PretrainConfig, *, ranks: Ranks, start: int) -> None:
+    def __init__(self, cfg: TrainConfig, *, ranks: Ranks, start: int) -> None:
         """Meet first after the first step.
 
         Args:

@@ -13,6 +13,7 @@ from glmae_ray.config import PretrainConfig
 from glmae_ray.encoder_out import export_encoder
 from glmae_ray.engine import Engine
 from glmae_ray.errors import CommonError
+from glmae_ray.jobs.held_out_views import HeldOutViews
 from glmae_ray.jobs.sitting import Sitting
 from glmae_ray.jobs.starting import begin_from_init
 from glmae_ray.loop import train_steps
@@ -50,7 +51,8 @@ def _train(settings: dict[str, Any]) -> None:
     engine = Engine(module, cfg=cfg, device=ray.train.torch.get_device())
     ranks = Ranks.join(local_rank=context.get_local_rank(), timeout_s=_PATIENCE_S)
     maker = sample_maker(cfg, split="train", kinds=cfg.loss.kinds)
-    sitting = Sitting(cfg, engine, ranks=ranks, maker=maker)
+    held_out = HeldOutViews(cfg, engine, ranks=ranks)
+    sitting = Sitting(cfg, engine, ranks=ranks, maker=maker, held_out=held_out)
     batches = rank_batches(
         ray.train.get_dataset_shard("train"),
         cfg=cfg,

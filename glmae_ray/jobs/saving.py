@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from glmae_ray import checkpoint
-from glmae_ray.config import PretrainConfig
+from glmae_ray.config_train import TrainConfig
 from glmae_ray.engine import Engine
 from glmae_ray.errors import UserError
 from glmae_ray.jobs.machine import PACKAGES
@@ -42,7 +42,7 @@ class Saver:
     """Writes a worker's part of checkpoints; one at a time, in a thread."""
 
     def __init__(
-        self, run: Place, *, cfg: PretrainConfig, ranks: Ranks, sitting: int, tell: Tell
+        self, run: Place, *, cfg: TrainConfig, ranks: Ranks, sitting: int, tell: Tell
     ) -> None:
         """Begin to save.
 

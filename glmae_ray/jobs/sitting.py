@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Any
-
-import torch
+from typing import Any, Protocol
 
 from glmae_ray import checkpoint
 from glmae_ray.checkpoint import Checkpoint
-from glmae_ray.config import PretrainConfig
+from glmae_ray.config_train import TrainConfig
 from glmae_ray.engine import Engine
 from glmae_ray.errors import CommonError
 from glmae_ray.jobs.hang import HangWatch
@@ -20,20 +18,42 @@ from glmae_ray.jobs.profiles import PROFILES
 from glmae_ray.jobs.resuming import resume
 from glmae_ray.jobs.saving import Saver
 from glmae_ray.jobs.sittings import begin_sitting, ledger
-from glmae_ray.loop import StepInfo, held_out_reconstruction
+from glmae_ray.loop import StepInfo
 from glmae_ray.paths import to_place
-from glmae_ray.pipeline import FixedBatch, fixed_batches
 from glmae_ray.ranks import Ranks
-from glmae_ray.samples import SampleMaker, sample_maker
+from glmae_ray.samples import Maker
 from glmae_ray.tracking import CLOSE_S, Record, RunLog, flush, write_event
 from glmae_ray.watch import Event
+
+
+class HeldOut(Protocol):
+    """What a run is measured on beside training."""
+
+    def measure(self, step: int, log: RunLog | None) -> tuple[Record, float] | None:
+        """Measure, and paint what there is to see. Collective.
+
+        Args:
+            step: Steps done.
+            log: Takes pictures; rank 0 has one.
+
+        Returns:
+            What comes into the record, and the figure of which less is better, by which the best
+            checkpoint is known; None where there is nothing to measure.
+        """
+        ...
 
 
 class Sitting:
     """Logs, validates, saves, goes back, and ends, all workers at the same steps."""
 
     def __init__(
-        self, cfg: PretrainConfig, engine: Engine, *, ranks: Ranks, maker: SampleMaker
+        self,
+        cfg: TrainConfig,
+        engine: Engine,
+        *,
+        ranks: Ranks,
+        maker: Maker,
+        held_out: HeldOut,
     ) -> None:
         """Load the newest checkpoint and write down that a sitting begins. Collective.
 
@@ -42,8 +62,10 @@ class Sitting:
             engine: Holds the module.
             ranks: This worker among the others.
             maker: That of the samples.
+            held_out: What is measured every `validation.every_steps`.
         """
         self._cfg, self._engine, self._ranks, self._maker = cfg, engine, ranks, maker
+        self._held_out = held_out
         self._run = to_place(cfg.run)
         self.tell = functools.partial(write_event, self._run, rank=ranks.rank)
         found = resume(engine, self._run, ranks=ranks, tell=self.tell)
@@ -57,7 +79,6 @@ class Sitting:
         if ranks.rank == 0:
             self._log = RunLog(self._run, step=self.start, tensorboard=cfg.log.tensorboard)
         self._interval = Interval(cfg, log=self._log)
-        self._held_out = self._make_held_out()
         self._hang = HangWatch(cfg.run, ranks=ranks, limit_s=_hang_s(cfg), tell=self.tell)
         self._gone_back_to: set[str] = set()
 
@@ -72,21 +93,6 @@ class Sitting:
         for left in checkpoint.unfinished(self._run, before=number):
             checkpoint.remove(left)
         return self._ranks.told(number)
-
-    def _make_held_out(self) -> list[FixedBatch]:
-        cfg, ranks = self._cfg, self._ranks
-        if not cfg.loss.reconstructed:
-            return []
-        maker = sample_maker(cfg, split="val", kinds=cfg.loss.reconstructed)
-        if not len(maker.index):
-            return []
-        return fixed_batches(
-            maker,
-            samples=cfg.validation.samples,
-            rank=ranks.rank,
-            workers=ranks.size,
-            device=self._engine.device,
-        )
 
     def after_step(self, info: StepInfo) -> bool:
         """Do what is due after a step; whether the run goes on, or is done. Collective."""
@@ -114,15 +120,14 @@ class Sitting:
         return orders.stop is None or last
 
     def validate(self, *, step: int) -> float | None:
-        """Measure the held-out reconstruction and paint the pictures; its loss. Collective."""
-        if not self._held_out:
-            return None
+        """Measure what is held out; the figure of which less is better. Collective."""
         began = time.perf_counter()
-        figures = held_out_reconstruction(self._engine, self._held_out)
-        if self._cfg.log.pictures:
-            self._paint(step)
-        self._write_aside(step, began, {"val_reconstruction": figures})
-        return figures["loss"]
+        found = self._held_out.measure(step, self._log)
+        if found is None:
+            return None
+        record, figure = found
+        self._write_aside(step, began, record)
+        return figure
 
     def __enter__(self) -> Sitting:
         """Sit."""
@@ -173,7 +178,7 @@ class Sitting:
             raise CommonError(
                 f"step {step}: {self._interval.skips_in_a_row} steps in a row were skipped for "
                 "numbers that are not finite, and there is no earlier checkpoint to go back to; "
-                "see events.jsonl for their cases, and try a lower optim.base_lr or "
+                f"see events.jsonl for their cases, and try a lower {self._cfg.lr_field} or "
                 "engine.precision=float32"
             )
         self._gone_back_to.add(found.place.name)
@@ -188,22 +193,6 @@ class Sitting:
             )
             self.tell(Event("went_back", line, facts))
 
-    @torch.no_grad()
-    def _paint(self, step: int) -> None:
-        self._engine.train(False)
-        pictures = self._engine(self._held_out[0].batch, task="picture")
-        self._engine.train(True)
-        for kind, picture in pictures.items():
-            panels = {
-                "original": picture.original,
-                "masked": picture.masked,
-                "reconstruction": picture.reconstructed,
-            }
-            # First sample, first view, first channel.
-            arrays = {title: volume[0, 0, 0].cpu().numpy() for title, volume in panels.items()}
-            if self._log is not None:
-                self._log.picture(kind, arrays, step=step)
-
     def _write_aside(self, step: int, began: float, record: Record) -> None:
         """A record of what was done beside training, and how long it took."""
         if self._log is not None:
@@ -211,5 +200,5 @@ class Sitting:
             self._log.write(aside | {"aside_s": time.perf_counter() - began})
 
 
-def _hang_s(cfg: PretrainConfig) -> float:
+def _hang_s(cfg: TrainConfig) -> float:
     return cfg.resources.hang_s or PROFILES[cfg.resources.profile].hang_s

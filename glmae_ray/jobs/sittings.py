@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from glmae_ray.config import PretrainConfig
+from glmae_ray.config_train import TrainConfig
 from glmae_ray.paths import Place, publish, read_file
 
 SITTINGS = "sittings.jsonl"
@@ -55,7 +55,7 @@ def last_start(run: Place) -> int:
 
 
 def ledger(
-    run: Place, *, cfg: PretrainConfig, sitting: int, rank: int
+    run: Place, *, cfg: TrainConfig, sitting: int, rank: int
 ) -> Callable[[int], None] | None:
     """What writes the samples of a worker's step, where `log.samples` asks for it."""
     if not cfg.log.samples:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from glmae_ray.config import PretrainConfig
+from glmae_ray.config_train import TrainConfig
 from glmae_ray.errors import UserError
 from glmae_ray.paths import Place, read_file
 from glmae_ray.tracking import flush, write_event
@@ -29,7 +29,7 @@ class StoreFacts(NamedTuple):
     selection: str
 
 
-def store_change(cfg: PretrainConfig, folder: Place, now: StoreFacts) -> str | None:
+def store_change(cfg: TrainConfig, folder: Place, now: StoreFacts) -> str | None:
     """In which digest the store differs from the one that the run was last given; None: in none.
 
     Returns:
@@ -47,7 +47,7 @@ def store_change(cfg: PretrainConfig, folder: Place, now: StoreFacts) -> str | N
 
 
 def accept_change(
-    cfg: PretrainConfig, folder: Place, now: StoreFacts, *, step: Callable[[], int]
+    cfg: TrainConfig, folder: Place, now: StoreFacts, *, step: Callable[[], int]
 ) -> list[dict[str, Any]]:
     """Tell a change of the store that the user accepts, and write it as an event.
 

@@ -1,8 +1,9 @@
-"""Run the workers of a pre-training run under Ray Train, and say in a line why they failed."""
+"""Run the workers of a run under Ray Train, and say in a line why they failed."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +11,49 @@ import pyarrow.fs
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from glmae_ray.config import PretrainConfig
+from glmae_ray.config_train import TrainConfig
 from glmae_ray.errors import UserError
 from glmae_ray.jobs.allotment import Allotment
 from glmae_ray.jobs.cluster_view import fresh_view, take_over
 from glmae_ray.jobs.growing import SaveBeforeResize
 from glmae_ray.jobs.patience import Patience
-from glmae_ray.jobs.pretrain_worker import train_worker
 from glmae_ray.jobs.profiles import PROFILES, Profile
 from glmae_ray.jobs.sittings import last_start
 from glmae_ray.jobs.stopping import fit_or_stop
 from glmae_ray.paths import to_place
 from glmae_ray.pipeline import PlannedDataConfig, PlannedShards
-from glmae_ray.samples import sample_maker
+from glmae_ray.samples import Maker
 
 _MISSED = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 _NAME = "ray"  # of Ray Train's folder in the run folder; nothing in it is needed to continue
+
+
+Worker = Callable[[dict[str, Any]], tuple[str, ...]]
 
 
 class TrainingError(Exception):
     """The workers of a run failed, and it was not to be tried again."""
 
 
-def train(cfg: PretrainConfig, allotment: Allotment) -> None:
+def train(cfg: TrainConfig, allotment: Allotment, *, worker: Worker, maker: Maker) -> None:
     """Train until the steps are done; workers that fail start again from the newest checkpoint.
+
+    Args:
+        cfg: The run.
+        allotment: What its workers are given.
+        worker: Ray Train's `train_loop_per_worker`; returns the lines of a `CommonError`.
+        maker: That of the samples.
 
     Raises:
         StoppedError: A signal came, the workers saved their state and ended.
         UserError: What stands in the way is for the user to put right.
         TrainingError: They failed more often than the profile allows.
     """
-    maker = sample_maker(cfg, split="train", kinds=cfg.loss.kinds)
     start = functools.partial(last_start, to_place(cfg.run))
     shards = PlannedShards(maker, cfg, start)
     profile = PROFILES[cfg.resources.profile]
     trainer = TorchTrainer(
-        train_worker,
+        worker,
         train_loop_config=cfg.model_dump(mode="json"),
         scaling_config=_scaling(cfg, allotment, profile),
         run_config=ray.train.RunConfig(
@@ -73,9 +81,7 @@ def train(cfg: PretrainConfig, allotment: Allotment) -> None:
         raise TrainingError(_reason(error)) from error
 
 
-def _scaling(
-    cfg: PretrainConfig, allotment: Allotment, profile: Profile
-) -> ray.train.ScalingConfig:
+def _scaling(cfg: TrainConfig, allotment: Allotment, profile: Profile) -> ray.train.ScalingConfig:
     options: dict[str, Any] = {}
     if not isinstance(cfg.resources.workers, int):
         every_s = cfg.resources.resize_s or profile.elastic_resize_monitor_interval_s
@@ -88,13 +94,13 @@ def _scaling(
     )
 
 
-def _needs(cfg: PretrainConfig, allotment: Allotment) -> str:
+def _needs(cfg: TrainConfig, allotment: Allotment) -> str:
     """What has to be there before a run starts, for people."""
     each = f"{allotment.cpus:g} CPU" + (" and 1 GPU" if allotment.gpu else "")
     return f"{cfg.resources.least} workers with {each} each"
 
 
-def _failures(cfg: PretrainConfig, profile: Profile) -> ray.train.FailureConfig:
+def _failures(cfg: TrainConfig, profile: Profile) -> ray.train.FailureConfig:
     stated = cfg.resources.max_failures
     return ray.train.FailureConfig(
         max_failures=profile.max_failures if stated is None else stated,
@@ -105,7 +111,7 @@ def _failures(cfg: PretrainConfig, profile: Profile) -> ray.train.FailureConfig:
     )
 
 
-def _storage(cfg: PretrainConfig) -> dict[str, Any]:
+def _storage(cfg: TrainConfig) -> dict[str, Any]:
     """The run folder as Ray Train takes it: it sees that every node reaches it."""
     place = to_place(cfg.run)
     if isinstance(place, Path):
