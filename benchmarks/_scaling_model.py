@@ -185,7 +185,7 @@ def exchanges(cfg: PretrainConfig) -> list[Exchange]:
         calls = math.ceil(trained / _STAGE_0_BUCKET)
         return [Exchange("all_reduce", _FLOAT * trained, calls)]
     gradients = _arithmetic_bytes(trained, linear_weights(cfg), cfg)
-    buckets = math.ceil(trained / reduce_bucket(cfg))
+    buckets = math.ceil(trained / reduce_bucket(trained))
     if stage < 3:
         times = turns if stage == 2 else 1
         return [

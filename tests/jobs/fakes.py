@@ -14,11 +14,12 @@ import torch
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from glmae_ray.jobs import meetings
+from glmae_ray.jobs.held_out_views import HeldOutViews
 from glmae_ray.jobs.sitting import Sitting
 from glmae_ray.loop import StepInfo
 from glmae_ray.optim import schedule
 from glmae_ray.ranks import Ranks
-from glmae_ray.samples import SampleMaker
+from glmae_ray.samples import Maker
 from glmae_ray.watch import Event
 from tests.conftest import tiny_config
 
@@ -103,11 +104,7 @@ def on_threads(size: int, work: Callable[[Thread], Any]) -> list[Any]:
 
 
 class Cases:
-    """In the place of a `SampleMaker`: three cases, in turn."""
-
-    @property
-    def plan(self) -> Cases:
-        return self
+    """In the place of a `Maker`: three cases, in turn."""
 
     @property
     def index(self) -> Cases:
@@ -159,7 +156,9 @@ def sit(run: Path, engine: Any, *words: str) -> Sitting:
     """A sitting of one worker that reads no store."""
     cfg = tiny_config(f"run={run}", *WITHOUT_STORE, *words)
     run.mkdir(parents=True, exist_ok=True)
-    return Sitting(cfg, engine, ranks=ALONE, maker=cast(SampleMaker, Cases()))
+    held_out = HeldOutViews(cfg, engine, ranks=ALONE)
+    maker = cast(Maker, Cases())
+    return Sitting(cfg, engine, ranks=ALONE, maker=maker, held_out=held_out)
 
 
 def step_info(step: int, *, skipped: bool = False) -> StepInfo:
