@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Streams of the generator; 0 and 1 are those of the kinds of view, 4 and 5 those of crops.
+# Streams of the generator; 0 and 1 are those of the kinds of view, 4 and 5 those of crops (see
+# crop_plan.py).
 _ORDER_STREAM, _SUBSTITUTE_STREAM = 2, 3
 _WORD = 2**64 - 1
 
