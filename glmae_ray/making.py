@@ -18,7 +18,7 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 if TYPE_CHECKING:
-    from glmae_ray.samples import Maker
+    from glmae_ray.reading import Maker
 
 _AT_ONCE = 1024  # micro-batches
 

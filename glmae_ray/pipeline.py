@@ -27,7 +27,7 @@ from torch import Tensor
 from glmae_ray.budget import cpus_per_maker
 from glmae_ray.config_train import TrainConfig
 from glmae_ray.making import MakeTurn, count_turns
-from glmae_ray.samples import FOR_THE_HOST, Maker, UnreadableCaseError
+from glmae_ray.reading import FOR_THE_HOST, Maker, UnreadableCaseError
 from glmae_ray.watch import Tell, Watch
 
 Batch = dict[str, Tensor]

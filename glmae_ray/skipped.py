@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from glmae_ray.config_train import TrainConfig
-from glmae_ray.samples import Maker
+from glmae_ray.reading import Maker
 from glmae_ray.watch import Event
 
 _NAMED = 8  # cases in the line; the event's facts have all of them

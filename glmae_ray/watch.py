@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmae_ray.config_data import PipelineConfig
-from glmae_ray.samples import Maker, fault_texts
+from glmae_ray.reading import Maker, fault_texts
 
 Columns = Mapping[str, NDArray[Any]]
 

@@ -11,7 +11,7 @@ from glmae_ray.config_train import TrainConfig
 from glmae_ray.engine import Engine
 from glmae_ray.health import Health
 from glmae_ray.loop import StepInfo, mean_over_workers, not_finite_outputs
-from glmae_ray.samples import Maker
+from glmae_ray.reading import Maker
 from glmae_ray.skipped import skipped_step
 from glmae_ray.tracking import Record, RunLog
 from glmae_ray.watch import Event

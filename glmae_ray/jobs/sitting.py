@@ -21,7 +21,7 @@ from glmae_ray.jobs.sittings import begin_sitting, ledger
 from glmae_ray.loop import StepInfo
 from glmae_ray.paths import to_place
 from glmae_ray.ranks import Ranks
-from glmae_ray.samples import Maker
+from glmae_ray.reading import Maker
 from glmae_ray.tracking import CLOSE_S, Record, RunLog, flush, write_event
 from glmae_ray.watch import Event
 

@@ -22,7 +22,7 @@ from glmae_ray.jobs.sittings import last_start
 from glmae_ray.jobs.stopping import fit_or_stop
 from glmae_ray.paths import to_place
 from glmae_ray.pipeline import PlannedDataConfig, PlannedShards
-from glmae_ray.samples import Maker
+from glmae_ray.reading import Maker
 
 _MISSED = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 _NAME = "ray"  # of Ray Train's folder in the run folder; nothing in it is needed to continue

@@ -19,7 +19,7 @@ from glmae_ray.jobs.sitting import Sitting
 from glmae_ray.loop import StepInfo
 from glmae_ray.optim import schedule
 from glmae_ray.ranks import Ranks
-from glmae_ray.samples import Maker
+from glmae_ray.reading import Maker
 from glmae_ray.watch import Event
 from tests.conftest import tiny_config
 
