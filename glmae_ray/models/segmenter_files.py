@@ -117,7 +117,7 @@ def _build(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Finetunin
         # Stand-ins: a module has nothing of these.
         store="",
         run="",
-        init="none",
+        init="",
         steps=1,
         global_batch=1,
         targets="",
