@@ -91,7 +91,7 @@ def test_a_baseline_of_random_weights_has_positions():
 
 
 def test_a_width_without_positions_is_refused_before_anything_is_built():
-    with pytest.raises(UserError, match="model.width: 32 is not divisible by 6"):
+    with pytest.raises(UserError, match=r"model.width: 32 is not divisible by 6"):
         finetune_config("model.width=32")
     assert finetune_config("model.width=32", "init=theirs.pth").model.width == 32
 
