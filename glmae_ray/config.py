@@ -140,16 +140,8 @@ class PretrainConfig(TrainConfig):
         if model.compile and self.engine.zero_stage == 3:
             line = "model.compile: not with engine.zero_stage 3, which takes weights out of blocks"
             yield Problem(("model.compile", "engine.zero_stage"), line)
-        for part in ("", "decoder_"):
-            width, heads = getattr(model, f"{part}width"), getattr(model, f"{part}heads")
-            fields = (f"model.{part}width", f"model.{part}heads")
-            if width % 6:
-                # Sine and cosine of three axes: six equal parts.
-                line = f"model.{part}width: {width} is not divisible by 6 (sin-cos of three axes)"
-                yield Problem(fields[:1], line)
-            if width % heads:
-                line = f"model.{part}width: {width} is not divisible by its {heads} heads"
-                yield Problem(fields, line)
+        yield from model.width_rules()
+        yield from model.width_rules("decoder_")
 
 
 class DoctorConfig(PretrainConfig):
