@@ -52,12 +52,59 @@ def parameter_groups(
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in named:
-        if not parameter.requires_grad:
-            continue
-        is_matrix = name.endswith("weight") and parameter.ndim > 1
-        (decayed if is_matrix else free).append(parameter)
+        if parameter.requires_grad:
+            (decayed if _is_matrix(name, parameter) else free).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": free, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def layer_groups(
+    module: nn.Module, *, weight_decay: float, lr: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups of `parameter_groups` for each layer of the module's encoder, and for its head.
+
+    The rate of a layer is that of the one above it times `layer_decay`, as in finetuning of BEiT
+    (Bao et al., arXiv 2106.08254) and MAE (`util/lr_decay.py` of its public code): the head and the
+    encoder's final norm have 1, the last of D blocks `layer_decay`, the first its D-th power,
+    patch embedding and CLS token one power more. Layers of one rate share their groups.
+
+    Args:
+        module: Holds an `encoder` with `blocks`; what needs no gradient is in no group.
+        weight_decay: Of matrices.
+        lr: Of the head.
+        layer_decay: In (0, 1].
+
+    Returns:
+        Groups for an optimizer; `lr_scale` is the share of the head's rate, also of scheduled ones.
+    """
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    depth = 1 + max((block for name, _ in named if (block := _block(name)) is not None), default=0)
+    scales: dict[float, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in named:
+        scales.setdefault(layer_decay ** _layers_above(name, depth), []).append((name, parameter))
+    return [
+        group | {"lr": lr * scale, "lr_scale": scale}
+        for scale, members in sorted(scales.items())
+        for group in parameter_groups(members, weight_decay=weight_decay)
+    ]
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return name.endswith("weight") and parameter.ndim > 1
+
+
+def _block(name: str) -> int | None:
+    """Number of the encoder's block that a parameter is of."""
+    _, found, rest = name.rpartition("encoder.blocks.")
+    return int(rest.split(".")[0]) if found else None
+
+
+def _layers_above(name: str, depth: int) -> int:
+    """How many layers lie between a parameter and the output, the head being none."""
+    if (block := _block(name)) is not None:
+        return depth - block
+    is_first = any(f"encoder.{part}" in name for part in ("patch_embed", "cls_token"))
+    return depth + 1 if is_first else 0

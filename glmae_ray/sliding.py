@@ -11,9 +11,8 @@ Letters: B windows, C channels, K outputs, ZYX voxels.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from torch import Tensor
 from glmae_ray.blocks import Blocks
 from glmae_ray.config_base import Size, Spacing
 from glmae_ray.config_finetune import CropsConfig, InferenceConfig
+from glmae_ray.intensity import Window, window_of
 from glmae_ray.resizing import axis_taps, resize
 
 Predict = Callable[[Tensor], Tensor]  # windows_BCZYX float32 -> scores_BKZYX of the same sides
@@ -41,14 +41,21 @@ class Scan:
     Attributes:
         array: (C, Z, Y, X), int16 or float32.
         spacing: (Z, Y, X) in mm.
-        window: float (C, 2), the intensities that become 0 and 1.
-        clip: Whether what lies outside becomes 0 or 1 too.
+        window: What its intensities become.
+        air: float32 (C,), what lies around it, as a network sees it.
     """
 
     array: NDArray[Any]
     spacing: Spacing
-    window: NDArray[np.floating]
-    clip: bool
+    window: Window
+    air: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, array: NDArray[Any], row: Mapping[str, Any], crops: CropsConfig) -> Scan:
+        """A case (C, Z, Y, X) with its row of the index, as crops of it are shown in training."""
+        window = window_of(row, crops)
+        z, y, x = row["spacing"]
+        return cls(array, (z, y, x), window, window.air(row["minimum"]))
 
     @property
     def shape(self) -> Size:
@@ -57,7 +64,7 @@ class Scan:
         return z, y, x
 
     def cut(self, corner: Sequence[int], size: Size) -> NDArray[np.float32]:
-        """A window float32 (C, *size) as a network takes it; outside the scan is its lowest value.
+        """A window float32 (C, *size) as a network takes it; outside the scan is air.
 
         Args:
             corner: Its first voxel; may lie before the scan's.
@@ -65,11 +72,11 @@ class Scan:
         """
         sides = list(zip(corner, size, self.shape, strict=True))
         inside = [slice(max(0, at), min(at + part, side)) for at, part, side in sides]
-        cut = self._mapped(self.array[:, *inside])
+        cut = self.window.apply(self.array[:, *inside])
         if cut.shape[1:] == size:
             return cut
         padded = np.empty((len(cut), *size), np.float32)
-        padded[...] = self._lowest
+        padded[...] = self.air[:, None, None, None]
         there = [slice(s.start - at, s.stop - at) for s, at in zip(inside, corner, strict=True)]
         padded[:, *there] = cut
         return padded
@@ -93,17 +100,6 @@ class Scan:
         steps = zip(self.spacing, self.shape, sides, strict=True)
         z, y, x = (step * had / side for step, had, side in steps)
         return replace(self, array=array, spacing=(z, y, x))
-
-    @cached_property
-    def _lowest(self) -> NDArray[np.float32]:
-        return self._mapped(self.array.min(axis=(1, 2, 3), keepdims=True))
-
-    def _mapped(self, intensities: NDArray[Any]) -> NDArray[np.float32]:
-        low, high = self.window.astype(np.float32).T[..., None, None, None]
-        values = intensities.astype(np.float32)
-        values -= low
-        values /= high - low
-        return values.clip(0, 1, out=values) if self.clip else values
 
 
 def segment(

@@ -10,8 +10,9 @@ import torch
 
 from glmae_ray import losses
 from glmae_ray.models.glmae import GLMAE
-from glmae_ray.optim import parameter_groups, schedule
+from glmae_ray.optim import layer_groups, parameter_groups, schedule
 from tests.conftest import tiny_config
+from tests.models.finetunes import finetuning
 
 
 def test_standardised_patches_have_mean_zero_variance_one_and_can_be_undone():
@@ -91,3 +92,31 @@ def test_only_matrices_decay_and_frozen_weights_are_in_no_group():
     assert all(name.endswith("weight") for name in names["decayed"])
     trainable = {name for name, p in named.items() if p.requires_grad}
     assert names["decayed"] | names["free"] == trainable
+
+
+def test_rates_of_layers_fall_from_the_head_down_by_the_decay():
+    module = finetuning("model.depth=3")
+    groups = layer_groups(module, weight_decay=0.05, lr=1e-3, layer_decay=0.5)
+    by_id = {id(p): name for name, p in module.named_parameters()}
+    rates = {by_id[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    assert rates.keys() == set(by_id.values())
+    assert all(group["lr"] == pytest.approx(1e-3 * group["lr_scale"]) for group in groups)
+    for name, scale in (
+        ("out.conv.conv.bias", 1),
+        ("encoder2.transp_conv_init.conv.weight", 1),  # of the head, as its name is MONAI's
+        ("encoder.norm.weight", 1),
+        ("encoder.blocks.2.mlp.fc1.weight", 0.5),
+        ("encoder.blocks.0.norm1.bias", 0.125),
+        ("encoder.patch_embed.proj.weight", 0.0625),
+        ("encoder.cls_token", 0.0625),
+    ):
+        assert rates[f"network.{name}"] == scale, name
+    free = {by_id[id(p)] for g in groups if not g["weight_decay"] for p in g["params"]}
+    assert free == {n for n, p in module.named_parameters() if p.ndim < 2 or "cls_token" in n}
+
+
+def test_without_decay_of_rates_the_groups_of_layers_are_the_two():
+    module = finetuning()
+    groups = layer_groups(module, weight_decay=0.05, lr=1e-3)
+    plain = parameter_groups(module.named_parameters(), weight_decay=0.05)
+    assert [group["params"] for group in groups] == [group["params"] for group in plain]

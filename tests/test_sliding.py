@@ -8,15 +8,20 @@ import torch
 from monai.inferers import sliding_window_inference
 
 from glmae_ray.config_finetune import CropsConfig, InferenceConfig
+from glmae_ray.intensity import Window
 from glmae_ray.sliding import Scan, Windows, mean_scores, segment
 
-HU = np.array([[-175.0, 250.0]])
+AIR = np.zeros(1, np.float32)
+
+
+def window(channels: int = 1, *, clips: bool = True) -> Window:
+    return Window(np.tile((-175.0, 250.0), (channels, 1)), clips)
 
 
 def scan_of(shape, *, spacing=(3.0, 0.9, 1.1), channels=1, seed=0) -> Scan:
     rng = np.random.default_rng(seed)
     array = rng.integers(-300, 400, (channels, *shape)).astype(np.int16)
-    return Scan(array, spacing, np.tile(HU, (channels, 1)), clip=True)
+    return Scan(array, spacing, window(channels), np.zeros(channels, np.float32))
 
 
 def network(outputs: int, *, channels=1, seed=0) -> torch.nn.Module:
@@ -89,7 +94,7 @@ def test_scores_come_back_from_another_spacing_to_the_own_grid(spacing):
     shape, own = (19, 34, 27), (3.0, 0.9, 1.1)
     array = np.full((1, *shape), -175, np.int16)
     array[0, 4:14, 9:25, 6:21] = 250
-    scan = Scan(array, own, HU, clip=True)
+    scan = Scan(array, own, window(), AIR)
     crops = CropsConfig(size=(12, 16, 12), spacing=spacing)
 
     def predict(windows_BCZYX):
@@ -113,7 +118,8 @@ def test_a_scan_resampled_to_its_own_spacing_is_itself():
     np.testing.assert_allclose(other.spacing, (1.5, 1.8, 1.1))
 
 
-def test_what_lies_outside_a_small_scan_is_its_lowest_value():
-    array = np.array([[[[10.0, 20.0]]]], np.float32)
-    scan = Scan(array, (1.0, 1.0, 1.0), np.array([[0.0, 10.0]]), clip=False)
+def test_what_lies_around_a_small_scan_is_its_air_in_the_units_of_the_network():
+    array = np.array([[[[10, 20]]]], np.int16)
+    row = {"modality": "MR", "spacing": [1, 1, 1], "minimum": [10.0], "mean": [0.0], "std": [10.0]}
+    scan = Scan.of(array, row, CropsConfig(intensity="zscore"))
     np.testing.assert_allclose(scan.cut((0, -1, -1), (1, 2, 4)), [[[[1, 1, 1, 1], [1, 1, 2, 1]]]])

@@ -9,6 +9,7 @@ first-hand source, L default of the same group's other code, D our decision.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -228,13 +229,35 @@ class Encoder(nn.Module):
             kept_BK: Which of the N patches of the view these are; None: all, in order.
             only_cls: Give CLS alone, (B, 1, E), the same; the last block then skips the others.
         """
+        x = self._embed(patches_BKP, grid, kept_BK)
+        index_B1 = x.new_zeros((len(x), 1), dtype=torch.int64) if only_cls else None
+        return self.norm(run_blocks(self.blocks, x, recompute=self.recompute, index_BK=index_B1))
+
+    def taps(self, patches_BNP: Tensor, *, grid: Grid, after: Sequence[int]) -> list[Tensor]:
+        """Tokens on their way through the blocks, and at last what `forward` gives.
+
+        Args:
+            patches_BNP: All patches of a view, in order.
+            grid: Patches along Z, Y, X.
+            after: Numbers of blocks, ascending, after which to look; no norm is applied there.
+
+        Returns:
+            Tensors (B, 1 + N, E), CLS first: one for each of `after`, and the normed last one.
+        """
+        x, seen, start = self._embed(patches_BNP, grid, None), [], 0
+        for stop in after:
+            x = run_blocks(self.blocks[start:stop], x, recompute=self.recompute)
+            seen.append(x)
+            start = stop
+        return [*seen, self.norm(run_blocks(self.blocks[start:], x, recompute=self.recompute))]
+
+    def _embed(self, patches_BKP: Tensor, grid: Grid, kept_BK: Tensor | None) -> Tensor:
+        """Tokens with their positions, (B, 1 + K, E), CLS first."""
         x = self.patch_embed(patches_BKP)
         positions = self.positions(grid)
         x = x + (positions[1:] if kept_BK is None else positions[1:][kept_BK])
         cls = (self.cls_token + positions[0]).to(x.dtype)
-        x = torch.cat([cls.expand(len(x), -1, -1), x], dim=1)
-        index_B1 = x.new_zeros((len(x), 1), dtype=torch.int64) if only_cls else None
-        return self.norm(run_blocks(self.blocks, x, recompute=self.recompute, index_BK=index_B1))
+        return torch.cat([cls.expand(len(x), -1, -1), x], dim=1)
 
 
 def run_blocks(

@@ -62,7 +62,7 @@ def open_weights(location: str | Place, *, part: str) -> WeightFile:
     if data is None:
         raise UserError(f"{location}: has no {WEIGHTS}, which a run writes at its end")
     is_safe = place.suffix == ".safetensors"
-    tree, header = _open_safetensors(place, data) if is_safe else (_unpickle(place, data), {})
+    tree, header = _parse_safetensors(place, data) if is_safe else (_unpickle(place, data), {})
     state, is_part = _state_dict(tree, part)
     beside = {} if state is tree else _left_alone(tree, state)
     return WeightFile(
@@ -75,13 +75,23 @@ def open_weights(location: str | Place, *, part: str) -> WeightFile:
     )
 
 
+def read_safetensors(place: Place) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors of a file, and our facts from its header where there are any; None for no file.
+
+    Raises:
+        UserError: It is not a whole safetensors file.
+    """
+    data = read_file(place)
+    return None if data is None else _parse_safetensors(place, data)
+
+
 def _file_of(place: Place) -> Place:
     is_file = place.suffix in (".safetensors", *_PICKLED)
     is_folder = isinstance(place, Path) and place.is_dir()  # of a URL the suffix tells
     return place if is_file and not is_folder else place / WEIGHTS
 
 
-def _open_safetensors(place: Place, data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _parse_safetensors(place: Place, data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors, and our facts from the header where there are any."""
     from safetensors import SafetensorError
     from safetensors.torch import load
