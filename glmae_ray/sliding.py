@@ -186,7 +186,7 @@ class _Slab:
 
     def __init__(self, windows: Windows, shape: Size, *, device: torch.device | str) -> None:
         self.along_z, *across = windows.starts(shape)
-        self.corners: list[tuple[int, int]] = list(itertools.product(*across))
+        self.corners = list(itertools.product(*across))  # (y, x) of the windows of a row
         self._shape, self._size = shape, windows.size
         self._origin = across[0][0], across[1][0]  # before the scan where it is smaller
         weight_ZYX = compute_importance_map(
@@ -199,7 +199,7 @@ class _Slab:
             self._row_ZYX[self._place(corner)] += weight_ZYX
         self._sums_KZYX = weight_ZYX.new_zeros(0)
 
-    def add(self, corner: tuple[int, int], scores_KZYX: Tensor) -> None:
+    def add(self, corner: Sequence[int], scores_KZYX: Tensor) -> None:
         """Add one window of the current row."""
         if not len(self._sums_KZYX):  # how many outputs there are shows here
             self._sums_KZYX = self._row_ZYX.new_zeros(len(scores_KZYX), *self._row_ZYX.shape)
@@ -214,14 +214,15 @@ class _Slab:
         inside = tuple(slice(-first, side - first) for first, side in pairs)
         for n in range(passed):
             if 0 <= z + n < self._shape[0]:
-                rows = (z + n - start for start in self.along_z[: row + 1])
-                total_YX = sum(self._row_ZYX[offset] for offset in rows if offset < depth)
+                offsets = (z + n - start for start in self.along_z[: row + 1])
+                reached = [self._row_ZYX[offset] for offset in offsets if offset < depth]
+                total_YX = torch.stack(reached).sum(0)
                 yield z + n, (sums_KZYX[:, n] / total_YX)[:, *inside]
         for n in range(depth - passed):  # plane by plane: the two ranges may overlap
             sums_KZYX[:, n] = sums_KZYX[:, n + passed]
         sums_KZYX[:, depth - passed :] = 0
 
-    def _place(self, corner: tuple[int, int]) -> tuple[slice, slice, slice]:
+    def _place(self, corner: Sequence[int]) -> tuple[slice, slice, slice]:
         """Where a window lies in the slab."""
         y, x = (
             slice(at - first, at - first + part)
@@ -243,6 +244,6 @@ def _brought_back(planes: Iterator[Plane], shape: Size, *, to: Size) -> Iterator
         while max(weights) not in held:
             held |= [next(planes)]
         held = {number: plane for number, plane in held.items() if number >= min(weights)}
-        scores_KYX = sum(held[number] * weight for number, weight in weights.items())
-        sides = F.interpolate(scores_KYX[None], size=to[1:], mode="bilinear", antialias=True)
-        yield z, sides[0]
+        scores_KYX = torch.stack([held[n] * weight for n, weight in weights.items()]).sum(0)
+        plane = F.interpolate(scores_KYX[None], size=to[1:], mode="bilinear", antialias=True)
+        yield z, plane[0]

@@ -41,9 +41,7 @@ def test_scores_of_a_structure_are_those_of_whole_volumes(value, name):
     hd95 = compute_hausdorff_distance(
         *masks, include_background=True, percentile=95, spacing=SPACING
     )
-    nsd = compute_surface_dice(
-        *masks, [TOLERANCES[name]], include_background=True, spacing=SPACING
-    )
+    nsd = compute_surface_dice(*masks, [TOLERANCES[name]], include_background=True, spacing=SPACING)
     assert score["dice"] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
     assert score["nsd"] == pytest.approx(nsd.item())
     assert score["hd95"] == pytest.approx(hd95.item())
