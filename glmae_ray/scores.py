@@ -64,6 +64,30 @@ def score_case(
     return scores
 
 
+def dice_case(
+    predicted: NDArray[np.integer],
+    truth: NDArray[np.integer],
+    *,
+    structures: Sequence[str],
+    known: Sequence[bool] | NDArray[np.bool_],
+) -> dict[str, float | None]:
+    """Dice alone, by the rules of `score_case`: cheap enough for every validation.
+
+    Args:
+        predicted: (Z, Y, X); structure number n has the value n + 1.
+        truth: The same of the labels.
+        structures: In the order of their values.
+        known: Whether somebody looked for each in this case.
+    """
+    scores: dict[str, float | None] = {}
+    for value, (name, looked_for) in enumerate(zip(structures, known, strict=True), start=1):
+        found, there = predicted == value, truth == value
+        total = int(found.sum()) + int(there.sum())
+        counts = looked_for and total
+        scores[name] = 2 * int((found & there).sum()) / total if counts else None
+    return scores
+
+
 def _agreement(
     found: NDArray[np.bool_],
     there: NDArray[np.bool_],

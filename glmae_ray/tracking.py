@@ -151,6 +151,9 @@ def summarise(run: Place) -> Record:
             "trivial": held_out[-1]["trivial"],
             "r2": held_out[-1]["r2"],
         }
+    if vals := [(r["val"]["mean"], r["step"]) for r in records if "val" in r]:
+        best, best_step = max(vals, key=lambda pair: (pair[0], -pair[1]))
+        summary["val"] = {"last": vals[-1][0], "best": best, "best_step": best_step}
     publish(run / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 

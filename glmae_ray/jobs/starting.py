@@ -22,15 +22,25 @@ def check_init(cfg: PretrainConfig, folder: Place) -> LoadReport:
         UserError: A line for each number that differs; nothing was written.
     """
     _, report = _load(cfg)
-    started = read_file(folder / INIT)
-    if started is not None:
-        before = json.loads(started)["sha256"]
-        if before != report.sha256:
-            raise UserError(
-                f"init: {report.source} has changed since {folder} was started: its hash was "
-                f"{before[:12]} and is {report.sha256[:12]}; name another run"
-            )
+    refuse_another(report, folder)
     return report
+
+
+def refuse_another(report: LoadReport, folder: Place) -> None:
+    """See that what is loaded is what a run that is continued started from.
+
+    Raises:
+        UserError: It is not.
+    """
+    started = read_file(folder / INIT)
+    if started is None:
+        return
+    before = json.loads(started)["sha256"]
+    if before != report.sha256:
+        raise UserError(
+            f"init: {report.source} has changed since {folder} was started: its hash was "
+            f"{before[:12]} and is {report.sha256[:12]}; name another run"
+        )
 
 
 def keep_report(report: LoadReport, folder: Place) -> None:

@@ -8,6 +8,7 @@ an encoder's file, so `init=RUN/segmenter.safetensors` starts from the finetuned
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ from glmae_ray.models.encoder_formats import encoder_facts, publish_weights
 from glmae_ray.models.finetuning import SHAPE, Finetuning, shape_of
 from glmae_ray.models.vit3d import Encoder
 from glmae_ray.models.weight_files import FORMAT, read_safetensors
-from glmae_ray.paths import Place, to_place
+from glmae_ray.paths import Place, read_file, to_place
 
 Which = Literal["last", "best"]
 
@@ -83,6 +84,12 @@ def publish_segmenter(run: Place, module: Finetuning, *, facts: dict[str, Any]) 
         OSError: It cannot be written.
     """
     publish_weights(run / FILES[facts["weights"]], module.state_dict(), facts=facts)
+
+
+def read_facts(run: Place, *, which: Which = "last") -> dict[str, Any] | None:
+    """What a run folder's segmenter says of itself; None where there is none."""
+    about = read_file((run / FILES[which]).with_suffix(".json"))
+    return None if about is None else json.loads(about)
 
 
 def load_segmenter(run: str | Place, *, which: Which = "last") -> tuple[Finetuning, dict[str, Any]]:
