@@ -29,7 +29,7 @@ from glmae_ray.costs_memory import reduce_bucket
 _FLOAT, _NARROW = 4, 2  # bytes
 _LINEAR_VECTORS = 9  # biases of a block's linear layers, in units of width: 3 + 1 + 4 + 1
 _TENSORS_A_BLOCK, _OTHER_TENSORS = 12, 12  # weights, biases and norms; embedding, CLS, norm, head
-_STAGE_0_BUCKET = 500_000_000  # numbers; DeepSpeed's, which no setting changes
+_STAGE_0_BUCKET = 25 * 2**20 // _FLOAT  # numbers; that of torch's DistributedDataParallel
 
 # Bytes that each worker sends on, per byte that is exchanged, as a function of n workers.
 _RING = {

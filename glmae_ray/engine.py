@@ -3,6 +3,9 @@
 Autocast runs over float32 parameters (`torch_autocast`), never with bfloat16 ones: in bfloat16 a
 teacher update of 0.4 % rounds to nothing.
 
+At stage 0 torch's DistributedDataParallel averages the gradients, bucket after bucket while others
+are computed; from stage 1 on DeepSpeed does.
+
 A step whose loss or gradient is not finite on any rank is skipped on all, in every ZeRO stage:
 weights, moments, teacher and centre stay as they were. Such a loss makes its whole gradient NaN,
 so that the sum over ranks carries it into the norm that all ranks know. At stage 0 the device
@@ -18,15 +21,16 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed._composable import replicate
 
 from glmae_ray.config_train import TrainConfig
 from glmae_ray.costs_memory import reduce_bucket
+from glmae_ray.loss_scale import LossScale
 from glmae_ray.optim import Group, parameter_groups
 from glmae_ray.universal import SAVED, UNIVERSAL, read_rest
 
@@ -61,13 +65,13 @@ class Engine:
         trained = sum(weights.numel() for group in groups for weights in group["params"])
         self.device = device
         self.zero_stage = cfg.engine.zero_stage
+        self._overlaps = self.zero_stage == 0 and torch.distributed.get_world_size() > 1
         self._gathered = deepspeed.zero.GatheredParameters
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module.to(device), optimizer=optimizer, config=_settings(cfg, trained)
         )
-        if self.zero_stage == 0 and torch.distributed.get_world_size() == 1:
-            # DeepSpeed would put all gradients into one buffer and back, with nobody to send to.
-            self._engine.enable_backward_allreduce = False
+        if self.zero_stage == 0:
+            self._exchange_while_backward()
         self._clip, self._norm = cfg.optim.clip, torch.tensor(torch.nan)
         # Under fp16 gradients overflow by design: they are found and skipped.
         self._scaled = cfg.engine.precision == "fp16"
@@ -85,7 +89,20 @@ class Engine:
 
     def __call__(self, batch: dict[str, Tensor], **options: Any) -> Any:
         """Run the module's forward under the run's precision."""
+        if self._overlaps:
+            ends = self._engine.is_gradient_accumulation_boundary()
+            self.module.set_requires_gradient_sync(ends)
         return self._engine(batch, **options)
+
+    def _exchange_while_backward(self) -> None:
+        """In place of DeepSpeed, which puts all of them into one buffer and back afterwards.
+
+        Also where there is nobody to send to. `replicate` is DistributedDataParallel that leaves
+        the module and the names of its weights as they are.
+        """
+        self._engine.enable_backward_allreduce = False
+        if self._overlaps:
+            replicate(self.module, gradient_as_bucket_view=True)
 
     def train(self, mode: bool = True) -> None:
         """Switch the module between training and evaluation."""
@@ -254,33 +271,6 @@ class Engine:
             found = self.module.load_state_dict(rest, strict=False)
         if found.unexpected_keys or set(found.missing_keys) != trained:
             raise RuntimeError(f"{folder}: frozen parts and buffers are of another module")
-
-
-@dataclass
-class LossScale:
-    """By how much the loss is multiplied so that gradients fit into float16.
-
-    It halves when one overflows and doubles after 2000 steps without, as torch's `GradScaler`.
-    """
-
-    value: float = 2.0**16
-    steady: int = 0  # steps since it changed
-
-    def follow(self, *, overflow: bool) -> None:
-        """Count a step, in which a gradient overflowed or none did."""
-        self.steady += 1
-        if overflow:
-            self.value, self.steady = self.value / 2, 0
-        elif self.steady == 2000:
-            self.value, self.steady = self.value * 2, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Be as another was."""
-        self.value, self.steady = state["value"], state["steady"]
 
 
 def _import_deepspeed(device: torch.device) -> Any:

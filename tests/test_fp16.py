@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from glmae_ray.engine import LossScale
 from glmae_ray.loop import train_steps
+from glmae_ray.loss_scale import LossScale
 from tests.conftest import tiny_config
 from tests.test_engine_and_loop import (
     batches,

@@ -14,6 +14,7 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 from torch import nn
+from torch.distributed._composable import replicate
 
 from glmae_ray.config import PretrainConfig
 from glmae_ray.engine import Engine
@@ -44,7 +45,7 @@ def test_sharded_gradients_of_linear_layers_travel_in_16_bits(stage, tmp_path):
         if weight.requires_grad
     )
     in_16_bits = {"torch.bfloat16": linear, "torch.float32": every - linear}
-    assert json.loads(found.read_text()) == (in_16_bits if stage else {"torch.float32": every})
+    assert json.loads(found.read_text()) == (in_16_bits if stage else {"float": 4 * every})
 
 
 def backward(rank: int, cfg: PretrainConfig, port: int, found: Path) -> None:
@@ -58,6 +59,10 @@ def backward(rank: int, cfg: PretrainConfig, port: int, found: Path) -> None:
     loss = engine(make_batch(cfg, cfg.micro_batch), teacher_temperature=0.05)["loss"]
     sent.clear()
     engine.backward(loss)
+    if cfg.engine.zero_stage == 0:  # torch's DistributedDataParallel, which sends on its own
+        assert not sent
+        about = replicate.state(module)._ddp._get_ddp_logging_data()
+        sent = {about["dtypes"]: about["total_parameter_size_bytes"]}
     if rank == 0:
         found.write_text(json.dumps(sent))
     torch.distributed.barrier()

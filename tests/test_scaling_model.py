@@ -116,7 +116,12 @@ def modelled(stage: int) -> Counter[str]:
     return found
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_at_stage_0_gradients_of_all_weights_go_out_once_in_float32():
+    # By torch's DistributedDataParallel: tests/test_gradient_traffic.py looks at what it sends.
+    assert modelled(0) == {"all_reduce": 4 * trainable(run_of(WORKERS))}
+
+
+@pytest.mark.parametrize("stage", [1, 2])
 def test_gradients_and_weights_that_deepspeed_sends_are_those_of_the_model(stage, counted):
     sent, model = Counter(counted[stage]), modelled(stage)
     assert set(sent) == set(model)

@@ -19,6 +19,7 @@ SILENCE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 PLACING = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 NOTICE = "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"
 COLLECTIVE = "RAY_TRAIN_COLLECTIVE_TIMEOUT_S"
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 # Of Ray itself, read where a node starts: the first three on the head, which asks the others
 # whether they live; the last on the node that leaves.
 NODE_PERIOD = "RAY_health_check_period_ms"
@@ -153,6 +154,9 @@ def apply(profile: Profile, *, starts_ray: bool = False, hang_s: float | None = 
         if name == COLLECTIVE and hang_s is not None:
             value = f"{max(float(value), 2 * hang_s):g}"
         os.environ.setdefault(name, value)
+    if starts_ray:
+        # No node comes or goes; each of Ray's processes takes a hundredth of a core by waiting.
+        os.environ.setdefault(WATCHER, "0")
 
 
 def exports(profile: Profile) -> Iterator[str]:

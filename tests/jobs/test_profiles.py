@@ -17,7 +17,7 @@ from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from glmae_ray.config import ResourcesConfig
 from glmae_ray.jobs import profiles
-from glmae_ray.jobs.profiles import COLLECTIVE, DRAIN, PROFILES, apply, exports
+from glmae_ray.jobs.profiles import COLLECTIVE, DRAIN, PROFILES, WATCHER, apply, exports
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "running.md"
 ALL = pytest.mark.parametrize("name", list(PROFILES))
@@ -104,6 +104,14 @@ def test_a_ray_that_is_started_here_gets_what_is_for_nodes():
     apply(PROFILES["spot"], starts_ray=True)
     for variable, value in PROFILES["spot"].start.items():
         assert os.environ[variable] == value
+
+
+def test_only_a_ray_that_is_started_here_has_nobody_who_looks_for_nodes_that_leave():
+    assert WATCHER in ENV_VARS_TO_PROPAGATE
+    apply(PROFILES["spot"])
+    assert WATCHER not in os.environ
+    apply(PROFILES["spot"], starts_ray=True)
+    assert os.environ[WATCHER] == "0"
 
 
 def test_collectives_of_ray_wait_longer_than_a_hang_that_is_stated():
