@@ -47,6 +47,8 @@ def push(repository: str, folder: Place, *, files: Iterable[str]) -> str:
         hub.create_repo(repository, private=True, exist_ok=True)
         commit = hub.create_commit(repository, operations, commit_message="Export of glmae-ray")
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
-        lines = str(error).strip().splitlines() or [repr(error)]
+        is_of_a_file = isinstance(error, RuntimeError) and error.__cause__
+        reason = error.__cause__ if is_of_a_file else error
+        lines = str(reason).strip().splitlines() or [repr(reason)]
         raise UserError(f"push: {repository}: {lines[0]}") from None
     return str(commit.commit_url)

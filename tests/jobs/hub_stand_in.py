@@ -73,7 +73,8 @@ class _Answers(BaseHTTPRequestHandler):
                 self.server.files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 self.server.files[value["path"]] = self.server.stored[value["oid"]]
-        url = f"{self.server.url}/commit/{'0' * 40}"
+        repository = self.path.removeprefix("/api/models/").removesuffix("/commit/main")
+        url = f"{self.server.url}/{repository}/commit/{'0' * 40}"
         self._say({"commitUrl": url, "commitOid": "0" * 40, "success": True})
 
     def _say(self, answer: dict[str, Any], status: int = 200) -> None:

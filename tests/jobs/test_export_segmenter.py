@@ -227,13 +227,14 @@ def hub(monkeypatch):
         yield hub
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=")  # of huggingface_hub, which httpx warns
 def test_a_push_sends_what_was_written_and_nothing_else(tmp_path, capsys, hub):
     run, out = write_run(tmp_path / "run"), tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     words = ["export", f"run={run}", f"out={out}", "formats=[segmenter,monai_bundle]"]
     assert main([*words, "push=lab/organs"]) == 0
-    assert f"pushed: {hub.url}/commit/" in capsys.readouterr().out
+    assert f"pushed: {hub.url}/lab/organs/commit/" in capsys.readouterr().out
     assert hub.repositories["lab/organs"]["visibility"] == "private"
     assert hub.tokens == {"Bearer hf_test"}
     on_disk = {f.relative_to(out).as_posix() for f in out.rglob("*") if f.is_file()}
