@@ -23,7 +23,7 @@ from glmae_ray.config_model import ModelConfig
 from glmae_ray.errors import UserError
 from glmae_ray.models.encoder_formats import encoder_facts, publish_weights
 from glmae_ray.models.finetuning import SHAPE, Finetuning, shape_of
-from glmae_ray.models.vit3d import Encoder
+from glmae_ray.models.vit3d import Encoder, patch_grid
 from glmae_ray.models.weight_files import FORMAT, read_safetensors
 from glmae_ray.paths import Place, read_file, to_place
 
@@ -59,6 +59,7 @@ def segmenter_facts(
     """
     model = ModelConfig.model_validate(shape_of(module.encoder))
     segments = cfg.task == "segmentation"
+    grid = patch_grid(list(cfg.crops.size), module.encoder.patch)
     return encoder_facts(module.encoder) | {
         "task": cfg.task,
         "structures": list(names) if segments else [],
@@ -67,6 +68,7 @@ def segmenter_facts(
         "head": cfg.head.model_dump(mode="json"),
         "crops": cfg.crops.model_dump(mode="json"),
         "inference": cfg.inference.model_dump(mode="json"),
+        "grid": {"crop": list(grid)},
         "modality": sorted(modality),
         "step": step,
         "weights": weights,
