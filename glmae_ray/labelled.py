@@ -182,10 +182,11 @@ def _notes_on_cases(
         line = f"{len(both)} people may be trained on too ({shown(both)})"
         yield f"val_where: {line}; its figures then flatter"
     for name, index in (("training", few), ("held-out", val)):
-        small = (index.shapes() < crop_sides(index.spacings(), cfg.crops)).any(axis=1)
-        if cases := index.keep(small).case_ids():
-            line = f"{len(cases)} of {len(index)} {name} cases are smaller along some axis"
-            yield f"crops.size: {line} and are padded with air: {shown(cases)}"
+        small = np.any(index.shapes() < crop_sides(index.spacings(), cfg.crops), axis=1)
+        if small.any():
+            line = f"{small.sum()} of {len(index)} {name} cases are smaller along some axis"
+            ids = shown(index.keep(small).case_ids())
+            yield f"crops.size: {line} and are padded with air: {ids}"
     _, *plane = cfg.crops.size
     if cfg.augment.rotate90 and plane[0] != plane[1]:
         yield f"augment.rotate90: a plane of {plane[0]} by {plane[1]} is turned by 180 degrees only"
