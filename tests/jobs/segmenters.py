@@ -1,4 +1,4 @@
-"""Run folders of tiny segmenters and classifiers of random weights, as `glmae finetune` leaves them."""
+"""Run folders of tiny networks of random weights, as `glmae finetune` leaves them."""
 
 from __future__ import annotations
 

@@ -14,10 +14,9 @@ from nibabel import orientations
 
 from glmae_ray.config_finetune import PredictConfig
 from glmae_ray.config_loading import load
-from glmae_ray.jobs.predict_inputs import FileCase, StoreCase
+from glmae_ray.jobs.predict_inputs import FileCase
 from glmae_ray.jobs.predict_worker import Predicted, Predictor, Todo
 from glmae_ray.jobs.segmenting import Segmenter
-from glmae_ray.store.index import VolumeIndex
 from glmae_ray.store.items import SourceImage, SourceItem
 from tests.jobs.segmenters import NAMES, write_segmenter
 from tests.store import dicoms
