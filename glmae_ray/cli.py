@@ -14,7 +14,7 @@ from pathlib import Path
 
 from glmae_ray import __version__
 from glmae_ray.config import DemoConfig, DoctorConfig, ExportConfig, PretrainConfig
-from glmae_ray.config_finetune import FinetuneConfig
+from glmae_ray.config_finetune import EvaluateConfig, FinetuneConfig, PredictConfig
 from glmae_ray.config_loading import load
 from glmae_ray.config_store import IngestConfig, InspectConfig
 from glmae_ray.config_train import JobConfig
@@ -27,6 +27,8 @@ VERBS: dict[str, tuple[type[JobConfig], str]] = {
     "inspect": (InspectConfig, "what a store holds; with case=ID a picture and facts of a case"),
     "pretrain": (PretrainConfig, "a store into a pre-trained encoder; again to continue"),
     "finetune": (FinetuneConfig, "an encoder (init=...) and labels into a segmenter or classifier"),
+    "evaluate": (EvaluateConfig, "a finetuned run against the labels of a split of a store"),
+    "predict": (PredictConfig, "label maps (out=...) of scans (source=... or store=...)"),
     "export": (ExportConfig, "an encoder (run=...) under our, GL-MAE's or MONAI's names (out=...)"),
     "doctor": (DoctorConfig, "what a pre-training run would cost, and whether it can start here"),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def score_case(
     structures: Sequence[str],
     spacing: Sequence[float],
     tolerances: Mapping[str, float],
-    known: Sequence[str],
+    known: Collection[str],
 ) -> dict[str, Score | None]:
     """Dice, NSD and HD95 (mm) of every structure of one case; None where it is not counted.
 

@@ -172,13 +172,35 @@ def mean_scores(
     """The weighted means of the scores of all windows, plane after plane along Z, float32."""
     slab = _Slab(windows, scan.shape, device=device)
     for row, z in enumerate(slab.along_z):
-        for first in range(0, len(slab.corners), windows.batch):
-            corners = slab.corners[first : first + windows.batch]
-            cuts = np.stack([scan.cut((z, *corner), windows.size) for corner in corners])
-            scores_BKZYX = predict(torch.from_numpy(cuts).to(device))
-            for corner, scores_KZYX in zip(corners, scores_BKZYX, strict=True):
-                slab.add(corner, scores_KZYX)
+        corners = [(z, *corner) for corner in slab.corners]
+        for corner, scores_KZYX in _scores(scan, predict, windows, corners, device=device):
+            slab.add(corner[1:], scores_KZYX)
         yield from slab.finish(row)
+
+
+@torch.inference_mode()
+def mean_answer(
+    scan: Scan, predict: Predict, windows: Windows, *, device: torch.device | str = "cpu"
+) -> NDArray[np.float64]:
+    """The mean (K,) of one answer a window, as a classifier gives them, all windows alike."""
+    corners = list(itertools.product(*windows.starts(scan.shape)))
+    answers = [a for _, a in _scores(scan, predict, windows, corners, device=device)]
+    return torch.stack(answers).double().mean(0).cpu().numpy()
+
+
+def _scores(
+    scan: Scan,
+    predict: Predict,
+    windows: Windows,
+    corners: Sequence[Sequence[int]],
+    *,
+    device: torch.device | str,
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """Each window's corner, and what the network says of it."""
+    for first in range(0, len(corners), windows.batch):
+        batch = corners[first : first + windows.batch]
+        cuts = np.stack([scan.cut(corner, windows.size) for corner in batch])
+        yield from zip(batch, predict(torch.from_numpy(cuts).to(device)), strict=True)
 
 
 class _Slab:
