@@ -25,7 +25,10 @@ VERBS: dict[str, tuple[type[JobConfig], str]] = {
     "ingest": (IngestConfig, "scans (source=...) into a Zarr store (store=...)"),
     "inspect": (InspectConfig, "what a store holds; with case=ID a picture and facts of a case"),
     "pretrain": (PretrainConfig, "a store into a pre-trained encoder; again to continue"),
-    "export": (ExportConfig, "an encoder (run=...) under our, GL-MAE's or MONAI's names (out=...)"),
+    "export": (
+        ExportConfig,
+        "an encoder or a finetuned run (run=...) as files for others (out=...)",
+    ),
     "doctor": (DoctorConfig, "what a pre-training run would cost, and whether it can start here"),
 }
 # What a verb prints, not what it does: no field of its config.
