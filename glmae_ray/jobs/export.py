@@ -47,6 +47,8 @@ def _prepare(cfg: ExportConfig) -> list[Prepared]:
     if of_segmenter and not finetuned:
         line = f"formats: {', '.join(of_segmenter)}: only of a finetuned run; {cfg.run} has no"
         raise UserError(f"{line} {FILES['last']}")
+    if not finetuned and "weights" in cfg.model_fields_set:
+        print(f"weights: has no effect: {cfg.run} is no finetuned run")
     parts = []
     if of_segmenter or (finetuned and not of_encoder):
         parts.append(export_segmenter.prepare(cfg, of_segmenter or None))

@@ -59,10 +59,14 @@ def prepare(cfg: ExportConfig, formats: Iterable[ExportFormat] | None) -> Prepar
 
 def _obstacles(facts: dict[str, Any]) -> dict[ExportFormat, str]:
     obstacles: dict[ExportFormat, str] = {}
+    modalities, intensity = facts["modality"], facts["crops"]["intensity"]
     if facts["task"] != "segmentation":
         obstacles["monai_bundle"] = f"it is for segmentation, this run does {facts['task']}"
+    elif intensity is None and "CT" in modalities and len(modalities) > 1:
+        names = " and ".join(modalities)
+        obstacles["monai_bundle"] = f"one mapping of intensities does not do for {names}"
     if missing := missing_packages():
-        obstacles["onnx"] = f"needs pip install {' '.join(missing)}"
+        obstacles["onnx"] = f"needs {', '.join(missing)}: pip install 'glmae-ray[onnx]'"
     return obstacles
 
 

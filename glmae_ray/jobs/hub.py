@@ -19,7 +19,7 @@ def check() -> None:
         UserError: No package, or no token.
     """
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise UserError("push: needs pip install huggingface_hub")
+        raise UserError("push: needs huggingface_hub: pip install 'glmae-ray[hub]'")
     if not os.environ.get(TOKEN):
         raise UserError(f"push: {TOKEN} is not set; make a token with write access and export it")
 

@@ -171,9 +171,10 @@ def test_an_export_does_not_write_over_its_source(tmp_path, capsys):
 
 def test_a_setting_without_effect_is_told(tmp_path, capsys):
     run, out = write_run(tmp_path / "run"), tmp_path / "out"
-    words = ["formats=[glmae]", "heads=4", "file_grid=3", "grid=3"]
+    words = ["formats=[glmae]", "heads=4", "file_grid=3", "grid=3", "weights=best"]
     assert main(["export", f"run={run}", f"out={out}", *words]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert f"weights: has no effect: {run} is no finetuned run" in lines
     assert "warning: heads=4 has no effect on this file" in lines
     assert "warning: grid=(3, 3, 3) has no effect on this file" in lines
     assert "grid: has no effect on glmae, whose positions fit any grid" in lines

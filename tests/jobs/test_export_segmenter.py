@@ -208,6 +208,16 @@ def test_a_classifier_has_no_bundle(tmp_path, capsys):
     assert not (tmp_path / "b").exists()
 
 
+def test_a_run_of_ct_and_mr_has_no_bundle_unless_its_config_says_one_mapping(tmp_path, capsys):
+    run = write_run(tmp_path / "run", modality=["MR", "CT"])
+    words = ["export", f"run={run}", f"out={tmp_path / 'out'}", "formats=[monai_bundle]"]
+    assert main(words) == 2
+    line = "monai_bundle does not fit: one mapping of intensities does not do for CT and MR"
+    assert line in capsys.readouterr().err
+    write_run(run, "crops.intensity=window", modality=["MR", "CT"])
+    assert main(words) == 0
+
+
 def test_a_segmenter_is_not_written_over_and_options_without_effect_are_told(tmp_path, capsys):
     run = write_run(tmp_path / "run")
     assert main(["export", f"run={run}", f"out={run}", "weights=last"]) == 2
