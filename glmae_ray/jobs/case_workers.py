@@ -69,7 +69,7 @@ def over_cases(
             line = " ".join(str(error).split())[:200]
             yield item, Died(f"the process at it died ({line}); too large for the memory?")
         except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+            raise (error.cause or error) from None
 
 
 def _crew(total: dict[str, float], nodes: Sequence[Any], workers: int | None) -> _Crew:

@@ -21,6 +21,7 @@ from glmae_ray import __version__
 from glmae_ray.errors import UserError
 from glmae_ray.store.dicom import open_series
 from glmae_ray.store.dicom_headers import guarded
+from glmae_ray.store.dicom_slices import Slice
 from glmae_ray.store.scan import ImageFiles, Limits
 
 # Type 2 of the standard: they have to be there, and may be empty.
@@ -28,6 +29,10 @@ _MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate",
     "StudyTime", "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
+_HAVE_TO_BE = (
+    "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID",
+)  # fmt: skip
+_NONE = "no DICOM-SEG, its headers do not do for one"
 _SCHEME = "99GLMAE"  # of codes: structures are called what the training data calls them
 
 
@@ -67,6 +72,8 @@ def read_references(files: ImageFiles, limits: Limits) -> References | None:
             for keyword in _MAY_BE_EMPTY:
                 if keyword not in header:
                     setattr(header, keyword, "")
+            if len(paths) > 1 and "SliceThickness" not in header:
+                header.SliceThickness = _step(slices)
             headers.append(header)
     if len(paths) > 1:
         return References(headers, list(range(len(slices))))
@@ -90,6 +97,9 @@ def encode_segmentation(
     import highdicom
     from pydicom.sr.codedict import codes
 
+    for keyword in _HAVE_TO_BE:
+        if not all(header.get(keyword) for header in references.headers):
+            raise UserError(f"{_NONE}: {keyword} is missing")
     frames = np.ascontiguousarray(labels.transpose(2, 1, 0)[references.order])
     program = highdicom.AlgorithmIdentificationSequence(
         name="glmae-ray", family=codes.DCM.ArtificialIntelligence, version=__version__
@@ -125,8 +135,14 @@ def encode_segmentation(
             file = io.BytesIO()
             made.save_as(file)
     except Exception as error:
-        raise UserError(f"no DICOM-SEG, its headers do not do for one: {_lacking(error)}") from None
+        raise UserError(f"{_NONE}: {_lacking(error)}") from None
     return file.getvalue()
+
+
+def _step(slices: Sequence[Slice]) -> float:
+    """Distance of neighbouring slices, in mm."""
+    whole = np.linalg.norm(slices[-1].position - slices[0].position)
+    return round(float(whole) / (len(slices) - 1), 6)
 
 
 def _lacking(error: Exception) -> str:

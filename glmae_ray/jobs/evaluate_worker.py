@@ -15,12 +15,13 @@ from glmae_ray.crop_voxels import as_outputs
 from glmae_ray.intensity import window_of
 from glmae_ray.jobs.inspect import centre_of
 from glmae_ray.jobs.predict_inputs import StoreCase, why_unfit
-from glmae_ray.jobs.segmenting import Segmenter
+from glmae_ray.jobs.segmenting import Segmenter, own_device
 from glmae_ray.models.segmenter_files import Which
 from glmae_ray.pictures import draw_planes, plane_boxes, three_planes
 from glmae_ray.reading import CaseReader
 from glmae_ray.scores import Score, score_case
 from glmae_ray.store.items import NNUNET_LABELS
+from glmae_ray.store.statistics import label_counts
 from glmae_ray.structures import label_values, unknown_structures
 from glmae_ray.volume import Shape
 
@@ -60,7 +61,8 @@ class Evaluator:
         """
         self._cfg = cfg
         self._segmenters = {
-            which: Segmenter(cfg.run, which, inference=cfg.inference) for which in weights
+            which: Segmenter(cfg.run, which, inference=cfg.inference, device=own_device())
+            for which in weights
         }
 
     def do(self, row: Row) -> Evaluated | Failed:
@@ -144,8 +146,7 @@ def _picture(
 
 def _middle(labels: Labels) -> Shape:
     """A voxel from the middle of the largest structure, of the scan where there is none."""
-    counts = np.bincount(labels.reshape(-1))[1:]
-    if counts.any():
-        return centre_of(labels == 1 + counts.argmax())
+    if counts := label_counts(labels):
+        return centre_of(labels == max(counts, key=counts.__getitem__))
     z, y, x = (side // 2 for side in labels.shape)
     return z, y, x

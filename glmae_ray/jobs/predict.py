@@ -104,13 +104,15 @@ def _file_cases(cfg: PredictConfig, segmenter: Segmenter, sources: Sources) -> I
     silent = [item for item in sources.items if item.modality is None]
     if silent and cfg.modality is None and of_run is not None:
         print(f"modality: {len(silent)} scans do not say theirs and are taken for {of_run}")
-    is_dicom = any(item.channels[0].reader == DICOM for item in sources.items)
-    dicom_wanted = is_dicom and not segmenter.classifies
-    if dicom_wanted and not dicom_seg.is_installed():
+    series = {item.case_id for item in sources.items if item.channels[0].reader == DICOM}
+    if segmenter.classifies:
+        series = set()
+    elif series and not dicom_seg.is_installed():
         print("no DICOM-SEG of DICOM scans: it needs highdicom; pip install 'glmae-ray[dicom]'")
-        dicom_wanted = False
+        series = set()
     for item in sources.items:
-        yield FileCase(item, cfg.modality or item.modality or of_run, dicom_seg=dicom_wanted)
+        modality = cfg.modality or item.modality or of_run
+        yield FileCase(item, modality, dicom_seg=item.case_id in series)
 
 
 def _store_cases(cfg: PredictConfig) -> list[StoreCase]:

@@ -55,7 +55,7 @@ class FileCase:
     Attributes:
         item: The files.
         modality: As stated, else as the files say, else None.
-        dicom_seg: Whether a DICOM-SEG is wanted of a DICOM series.
+        dicom_seg: Whether it is a DICOM series of which a DICOM-SEG is wanted.
     """
 
     item: SourceItem
@@ -96,8 +96,7 @@ class FileCase:
             ]
             image = read_image(files, case_id=self.case_id, modality=self.modality)
             header = read_header(files[0].paths[0]) if image.reader == "nifti" else None
-            wants_seg = self.dicom_seg and image.reader == "dicom"
-            references = read_references(files[0], LIMITS) if wants_seg else None
+            references = read_references(files[0], LIMITS) if self.dicom_seg else None
         return Input(
             image.volume.array, _row_of(image.volume), image.source_affine, header, references
         )

@@ -15,9 +15,10 @@ from glmae_ray.errors import UserError
 from glmae_ray.jobs.dicom_seg import encode_segmentation
 from glmae_ray.jobs.predict_inputs import Case, Input
 from glmae_ray.jobs.predict_outputs import Outputs, write_nifti
-from glmae_ray.jobs.segmenting import Segmenter
+from glmae_ray.jobs.segmenting import Segmenter, own_device
 from glmae_ray.paths import publish
 from glmae_ray.store.scan import ReadError
+from glmae_ray.store.statistics import label_counts
 
 
 class Predicted(NamedTuple):
@@ -49,7 +50,9 @@ class Predictor:
         Raises:
             UserError: There is none.
         """
-        self._segmenter = Segmenter(cfg.run, cfg.weights, inference=cfg.inference)
+        self._segmenter = Segmenter(
+            cfg.run, cfg.weights, inference=cfg.inference, device=own_device()
+        )
         self._outputs, self._probabilities = Outputs(cfg.out), cfg.probabilities
 
     def do(self, todo: Todo) -> Predicted | Refused:
@@ -124,9 +127,9 @@ class Predictor:
 
 def _volumes(labels: NDArray[np.uint8], names: list[str], source: Input) -> dict[str, Any]:
     """By structure its value in the label map and how much of it there is."""
-    counts = np.bincount(labels.reshape(-1), minlength=len(names) + 1)
+    counts = label_counts(labels)
     voxel_ml = float(np.prod(source.row["spacing"])) / 1000
     return {
-        name: {"value": value, "ml": round(float(counts[value]) * voxel_ml, 3)}
+        name: {"value": value, "ml": round(counts.get(value, 0) * voxel_ml, 3)}
         for value, name in enumerate(names, start=1)
     }

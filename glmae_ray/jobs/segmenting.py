@@ -1,4 +1,4 @@
-"""A finetuned run as something that labels or classifies scans, on the device of this process."""
+"""A finetuned run as something that labels or classifies scans."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ class Segmenter:
     """
 
     def __init__(
-        self, run: str, which: Which = "last", *, inference: InferenceConfig | None = None
+        self,
+        run: str,
+        which: Which = "last",
+        *,
+        inference: InferenceConfig | None = None,
+        device: str = "cpu",
     ) -> None:
         """Load it.
 
@@ -36,6 +41,7 @@ class Segmenter:
             run: The run's folder.
             which: Weights after its last step, or after its best on the validation cases.
             inference: In place of what the run says.
+            device: Where it computes.
 
         Raises:
             UserError: The run has no such weights.
@@ -45,8 +51,8 @@ class Segmenter:
         self.names: list[str] = self.facts["classes" if self.classifies else "structures"]
         self.inference = inference or InferenceConfig.model_validate(self.facts["inference"])
         self._crops = CropsConfig.model_validate(self.facts["crops"])
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._module = module.to(self._device)
+        self._device = device
+        self._module = module.to(device)
 
     @property
     def outputs(self) -> int:
@@ -58,7 +64,7 @@ class Segmenter:
         whole = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode())
         for name, tensor in self._module.state_dict().items():
             whole.update(name.encode())
-            whole.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+            whole.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
         return whole.hexdigest()
 
     def label(
@@ -101,3 +107,8 @@ class Segmenter:
 
     def _predict(self, image_BCZYX: Tensor) -> Tensor:
         return self._module({"image": image_BCZYX}, task="predict")
+
+
+def own_device() -> str:
+    """The GPU that this process has been given, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

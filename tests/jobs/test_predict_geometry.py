@@ -8,6 +8,7 @@ from pathlib import Path
 import highdicom
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from nibabel import orientations
@@ -165,15 +166,22 @@ def test_a_dicom_series_gets_a_segmentation_object_of_the_same_labels(run, tmp_p
 
 
 def test_a_file_of_many_frames_in_any_order_gets_one_too(run, tmp_path):
-    def complete(one, _):
-        one.add_new(0x00209111, "SQ", [])
-
-    path = dicoms.write_multiframe(
-        tmp_path / "scan.dcm", dicoms.voxels((22, 26, 5)), order=[3, 0, 4, 1, 2]
+    order = [3, 0, 4, 1, 2, 8, 7, 6, 5]
+    path = dicoms.write_multiframe(tmp_path / "p1.dcm", dicoms.voxels((22, 26, 9)), order=order)
+    header = pydicom.dcmread(path)
+    header.FrameOfReferenceUID = "1.2.826.7.9"
+    header.save_as(path)
+    assert predict(run, tmp_path / "out", file_case(path, suffix=".dcm")) == Predicted()
+    labels = np.asarray(nib.load(tmp_path / "out" / "p1.nii.gz").dataobj)
+    found = highdicom.seg.segread(tmp_path / "out" / "p1.seg.dcm")
+    frames = found.get_pixels_by_source_frame(
+        "1.2.826.7.2.1",
+        range(1, 10),
+        combine_segments=True,
+        ignore_spatial_locations=True,
+        assert_missing_frames_are_empty=True,
     )
-    outcome = predict(run, tmp_path / "out", file_case(path, suffix=".dcm"))
-    assert (tmp_path / "out" / "p1.nii.gz").exists()
-    assert "no DICOM-SEG" in outcome.note or (tmp_path / "out" / "p1.seg.dcm").exists()
+    np.testing.assert_array_equal(frames.transpose(2, 1, 0), labels[:, :, order])
 
 
 def test_headers_that_do_not_do_for_a_segmentation_leave_the_label_map_and_a_line(run, tmp_path):
