@@ -78,7 +78,7 @@ def run(cfg: EvaluateConfig) -> None:
 def _segmenters(cfg: EvaluateConfig) -> dict[Which, Segmenter]:
     """The networks of all weights that the run has; says which it has not."""
     found: dict[Which, Segmenter] = {}
-    reasons = []
+    reasons: list[str] = []
     for which in dict.fromkeys(cfg.weights):
         try:
             found[which] = Segmenter(cfg.run, which, inference=cfg.inference)
@@ -109,7 +109,7 @@ def _rows(cfg: EvaluateConfig, segmenter: Segmenter, targets: Mapping[str, int])
     wanted = f"split == {cfg.split!r}" if cfg.where is None else cfg.where
     every = index.where(wanted, field="where").records()
     if segmenter.classifies:
-        rows = [row for row in every if row["case_id"] in targets]
+        rows: list[Row] = [row for row in every if row["case_id"] in targets]
         what = "a class that the run knows"
     else:
         rows, what = [row for row in every if has_label_map(row)], "a label map"

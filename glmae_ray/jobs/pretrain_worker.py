@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -33,10 +32,14 @@ def _assemble(cfg: PretrainConfig, ranks: Ranks, device: torch.device) -> Parts:
     if cfg.init:
         begin_from_init(module, cfg)
     engine = Engine(module, cfg=cfg, device=device)
-    where = {"folder": to_place(cfg.run), "step": cfg.steps, "rank": ranks.rank}
+    folder = to_place(cfg.run)
+
+    def leave() -> None:
+        export_encoder(engine, cfg=cfg, folder=folder, step=cfg.steps, rank=ranks.rank)
+
     return Parts(
         engine,
         sample_maker(cfg, split="train", kinds=cfg.loss.kinds),
         HeldOutViews(cfg, engine, ranks=ranks),
-        functools.partial(export_encoder, engine, cfg=cfg, **where),
+        leave,
     )
