@@ -195,19 +195,19 @@ class _WatchedSaver(Saver):
         cfg = config(background=mode.background, run=mode.run)
         super().__init__(self._place, cfg=cfg, ranks=ranks, sitting=0, tell=_fail)
         self.writes: list[Span] = []
-        self._count = 0
+        self._steps: list[int] = []
 
     def _write(self, folder: Place, files: Mapping[str, bytes], step: int) -> None:
         began = time.perf_counter()
         super()._write(folder, files, step)
         self.writes.append((began, time.perf_counter()))
-        self._count += 1
+        self._steps.append(step)
 
     def check(self, *, written: int) -> None:
         """See that as many were written as should be, and that the last one alone stays."""
         stay = [found.step for found in checkpoint.complete(self._place)]
-        if self._count != written or stay != [self.last_step]:
-            raise RuntimeError(f"{self._place}: wrote {self._count}, of which {stay} stay")
+        if len(self._steps) != written or stay != self._steps[-1:]:
+            raise RuntimeError(f"{self._place}: wrote {self._steps}, of which {stay} stay")
 
 
 def _fail(event: Event) -> None:

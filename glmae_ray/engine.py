@@ -319,7 +319,7 @@ def _kept_in_memory() -> Any:
 def _no_crc32() -> Iterator[None]:
     """Let `torch.save` leave out a checksum that `torch.load` does not look at.
 
-    It takes longer than to copy the tensors; checkpoints have a SHA-256 of each file.
+    It takes longer than to copy the tensors; checkpoints have a CRC32C of each file.
     """
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
