@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,8 @@ class Reader(Protocol):
     def read_blocks(self, requests: Sequence[tuple[str, int, Box]]) -> list[Blocks]:
         """Read boxes (case, level, box in that level's voxels) as (C, Z, Y, X) blocks."""
 
-    def read_labels(self, requests: Sequence[tuple[str, str, Box]]) -> list[NDArray[Any]]:
-        """Read boxes (case, map, box in level-0 voxels) as (Z, Y, X) integers."""
+    def read_label_blocks(self, requests: Sequence[tuple[str, str, Box]]) -> list[Blocks]:
+        """Read boxes (case, map, box in level-0 voxels) as blocks of one channel."""
 
 
 @dataclass(frozen=True)
@@ -106,18 +106,21 @@ def cut_labels(
         start = tuple(int(axis.nearest[0]) for axis in axes)
         stop = tuple(int(axis.nearest[-1]) + 1 for axis in axes)
         requests.append((source.case_id, NNUNET_LABELS, (start, stop)))
-        picks = np.ix_(*(axis.nearest - axis.nearest[0] for axis in axes))
-        cuts.append((crop[tuple(axis.inside for axis in axes)], picks))
-    for label, (inside, picks) in zip(reader.read_labels(requests), cuts, strict=True):
-        inside[...] = as_outputs(label, source.outputs)[picks]
+        cuts.append((crop[tuple(axis.inside for axis in axes)], [axis.nearest for axis in axes]))
+    table = output_table(source.outputs)
+    for blocks, (inside, places) in zip(reader.read_label_blocks(requests), cuts, strict=True):
+        blocks.pick(places, table, inside)
 
 
-def as_outputs(label: NDArray[Any], outputs: Outputs) -> NDArray[np.uint8]:
-    """Values of a label map, uint8 or int16 and of any shape, as outputs; all others are 0."""
+def output_table(outputs: Outputs) -> NDArray[np.uint8]:
+    """What each value of a label map, uint8 or int16, is for the network, (65536,); 0 where none.
+
+    Negative values count from the end.
+    """
     table = np.zeros(2**16, np.uint8)
     for value, output in outputs:
-        table[value] = output  # negative values count from the end, as they do seen as uint16
-    return table[label if label.dtype == np.uint8 else label.view(np.uint16)]
+        table[value] = output
+    return table
 
 
 class _Axis(NamedTuple):
