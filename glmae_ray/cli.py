@@ -14,6 +14,7 @@ from pathlib import Path
 
 from glmae_ray import __version__
 from glmae_ray.config import DemoConfig, DoctorConfig, ExportConfig, PretrainConfig
+from glmae_ray.config_finetune import EvaluateConfig, PredictConfig
 from glmae_ray.config_loading import load
 from glmae_ray.config_store import IngestConfig, InspectConfig
 from glmae_ray.config_train import JobConfig
@@ -25,10 +26,9 @@ VERBS: dict[str, tuple[type[JobConfig], str]] = {
     "ingest": (IngestConfig, "scans (source=...) into a Zarr store (store=...)"),
     "inspect": (InspectConfig, "what a store holds; with case=ID a picture and facts of a case"),
     "pretrain": (PretrainConfig, "a store into a pre-trained encoder; again to continue"),
-    "export": (
-        ExportConfig,
-        "an encoder or a finetuned run (run=...) as files for others (out=...)",
-    ),
+    "evaluate": (EvaluateConfig, "a finetuned run against the labels of a split of a store"),
+    "predict": (PredictConfig, "label maps (out=...) of scans (source=... or store=...)"),
+    "export": (ExportConfig, "an encoder or a finetuned run as files for others (out=...)"),
     "doctor": (DoctorConfig, "what a pre-training run would cost, and whether it can start here"),
 }
 # What a verb prints, not what it does: no field of its config.

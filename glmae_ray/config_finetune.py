@@ -191,7 +191,9 @@ class EvaluateConfig(JobConfig):
     bootstrap: PositiveInt = 1000  # resamplings of cases behind an interval
     seed: NonNegativeInt = 0
     pictures: bool = True
+    targets: str | None = None  # of classification, as in finetuning; None: those of the run
     inference: InferenceConfig | None = None  # None: that of the run
+    workers: PositiveInt | None = None  # None: one a GPU, or without any one for every 4 CPUs
     ray: RayConfig = RayConfig()
 
     def rules(self) -> Iterator[Problem]:
@@ -210,14 +212,19 @@ class PredictConfig(JobConfig):
     store: str | None = None  # ... or the cases of a store
     where: str | None = None  # which of them, an expression; None: all
     out: str
+    modality: str | None = None  # of all; None: as the source says, else that of the run
     weights: Literal["last", "best"] = "last"
     probabilities: bool = False  # also float32 volumes of each structure's probability
     inference: InferenceConfig | None = None  # None: that of the run
+    workers: PositiveInt | None = None  # None: one a GPU, or without any one for every 4 CPUs
     ray: RayConfig = RayConfig()
 
     def rules(self) -> Iterator[Problem]:
         """One kind of input."""
         if (self.source is None) == (self.store is None):
-            yield Problem(("source", "store"), "source: give source=FILES or store=STORE, not both")
+            line = "source: give one of source=FILES and store=STORE"
+            yield Problem(("source", "store"), line)
+        if self.where is not None and self.store is None:
+            yield Problem(("where", "store"), "where: has no effect without store=STORE")
         if self.where is not None and (reason := expressions.mistake(self.where)):
             yield Problem(("where",), f"where: {self.where!r} is wrong: {reason}")

@@ -37,6 +37,7 @@ class Plane:
         pixels: (C, rows, columns).
         labels: (rows, columns), None without a label map.
         spacing: Of rows and of columns, in mm.
+        predicted: (rows, columns), a label map to hold against the other, outlined in dashes.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Plane:
     pixels: NDArray[Any]
     labels: NDArray[Any] | None
     spacing: tuple[float, float]
+    predicted: NDArray[Any] | None = None
 
     @property
     def size_mm(self) -> tuple[float, float]:
@@ -63,7 +65,11 @@ def plane_boxes(at: Shape, shape: Shape) -> list[tuple[Shape, Shape]]:
 
 
 def three_planes(
-    images: Sequence[NDArray[Any]], labels: Sequence[NDArray[Any]] | None, *, spacing: Spacing
+    images: Sequence[NDArray[Any]],
+    labels: Sequence[NDArray[Any]] | None,
+    *,
+    spacing: Spacing,
+    predicted: Sequence[NDArray[Any]] | None = None,
 ) -> list[Plane]:
     """Planes of what the boxes of `plane_boxes` hold.
 
@@ -71,6 +77,7 @@ def three_planes(
         images: Per box (C, Z, Y, X), one voxel thick.
         labels: Per box (Z, Y, X), None without a label map.
         spacing: (Z, Y, X) in mm.
+        predicted: Per box (Z, Y, X), None without a second label map.
     """
     z, y, x = spacing
     views = (("axial", "APRL", (y, x)), ("coronal", "SIRL", (z, x)), ("sagittal", "SIAP", (z, y)))
@@ -81,6 +88,7 @@ def three_planes(
             np.squeeze(images[axis], axis=1 + axis),
             None if labels is None else np.squeeze(labels[axis], axis=axis),
             steps,
+            None if predicted is None else np.squeeze(predicted[axis], axis=axis),
         )
         for axis, (name, ends, steps) in enumerate(views)
     ]
@@ -172,9 +180,11 @@ def _draw_plane(axis: Axes, plane: Plane, *, channel: int, window: tuple[float, 
 
 
 def _outline(axis: Axes, plane: Plane, *, value: int, colour: Colour) -> None:
-    mask = _mask(plane, value)
-    if mask.any() and not mask.all():
-        axis.contour(mask[:, ::-1], levels=[0.5], colors=[colour], linewidths=1.0)
+    for labels, style in ((plane.labels, "solid"), (plane.predicted, "dashed")):
+        mask = np.zeros(1, bool) if labels is None else labels == value
+        if mask.any() and not mask.all():
+            lines = {"colors": [colour], "linewidths": 1.0, "linestyles": style}
+            axis.contour(mask[:, ::-1], levels=[0.5], **lines)
 
 
 def _add_legend(figure: Figure, colours: Mapping[str, Colour], *, columns: int) -> None:
@@ -192,11 +202,6 @@ def _add_legend(figure: Figure, colours: Mapping[str, Colour], *, columns: int) 
 
 def _colours(structures: Mapping[str, int], planes: Sequence[Plane]) -> dict[str, Colour]:
     """A bright colour for each structure that a plane shows, evenly around the colour wheel."""
-    seen = [
-        name for name, value in structures.items() if any(_mask(p, value).any() for p in planes)
-    ]
+    maps = [m for plane in planes for m in (plane.labels, plane.predicted) if m is not None]
+    seen = [name for name, value in structures.items() if any((m == value).any() for m in maps)]
     return {name: colorsys.hsv_to_rgb(n / len(seen), 0.75, 1.0) for n, name in enumerate(seen)}
-
-
-def _mask(plane: Plane, value: int) -> NDArray[np.bool_]:
-    return np.zeros(1, bool) if plane.labels is None else plane.labels == value

@@ -27,7 +27,8 @@ from torch import Tensor
 from glmae_ray.budget import cpus_per_maker
 from glmae_ray.config import PretrainConfig
 from glmae_ray.making import MakeTurn, count_turns
-from glmae_ray.samples import SampleMaker, UnreadableCaseError
+from glmae_ray.reading import UnreadableCaseError
+from glmae_ray.samples import SampleMaker
 from glmae_ray.watch import Tell, Watch
 
 Batch = dict[str, Tensor]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +13,13 @@ from numpy.typing import NDArray
 
 from glmae_ray.config import PretrainConfig
 from glmae_ray.config_data import CacheLimits, ViewsConfig
-from glmae_ray.errors import DamagedError
+from glmae_ray.intensity import percentiles
+from glmae_ray.reading import CaseReader, Columns, fill, room
 from glmae_ray.sampling import Plan
 from glmae_ray.store.index import VolumeIndex
 from glmae_ray.store.selection import columns_to_select, select_cases
 from glmae_ray.store.statistics import tissue_above
-from glmae_ray.store.zarr_store import VolumeStore
 from glmae_ray.views import Cut, Source, make_views
-
-Columns = dict[str, NDArray[Any]]
 
 # Of the index, beside what the selection asks for.
 _COLUMNS = {
@@ -30,13 +27,6 @@ _COLUMNS = {
     "minimum", "maximum", "p0_5", "p99_5",
 }  # fmt: skip
 _REDRAWS = 8  # a view that is still air then stays: its case is nearly empty
-_STAND_INS = 16  # as many cases in a row that cannot be read are a broken store
-_PAUSES_S = (0.5, 2.0)  # before a disk is asked again; tensorstore has its own for S3
-_FAULT_BYTES = 320  # room for what was wrong with a case, in a column of fixed width
-
-
-class UnreadableCaseError(OSError):
-    """A case whose views cannot be made."""
 
 
 @dataclass(frozen=True)
@@ -67,25 +57,17 @@ class SampleMaker:
         """Make the samples whose numbers are in `rows["number"]`.
 
         Returns:
-            `number` int64 (B,); a kind's views int16 (B, V, C, Z, Y, X) and its mask seeds int64
-            (B, V); `window` float32 (B, C, 2), the values that become 0 and 1; `case` int64 (B,),
-            row of the case; `fault` uint8 (B, 320), zero but where a case stands in for another:
-            then UTF-8 text; `made_s` float64 (B, 3): seconds of reading and resizing, and when it
-            was done, in seconds since 1970.
+            What `reading.room` names; a kind's views int16 (B, V, C, Z, Y, X) and its mask seeds
+            int64 (B, V); `window` float32 (B, C, 2), the values that become 0 and 1.
 
         Raises:
             UnreadableCaseError: A case cannot be read, and none is to stand in.
             UserError: The object store refuses.
         """
-        numbers = np.asarray(rows["number"], dtype=np.int64)
-        columns = self._room(numbers)
-        if self.threads == 1 or len(numbers) == 1:
-            for place in range(len(numbers)):
-                self._fill(columns, place)
-        else:
-            with ThreadPoolExecutor(self.threads) as pool:
-                for _ in pool.map(lambda place: self._fill(columns, place), range(len(numbers))):
-                    pass
+        columns = self._room(np.asarray(rows["number"], dtype=np.int64))
+        make = functools.partial(self._make, columns)
+        passes, threads = self.plan.passes, self.threads
+        fill(columns, make, passes=passes, stand_in=self.stand_in, threads=threads)
         return columns
 
     def source(self, case: int) -> Source:
@@ -95,40 +77,12 @@ class SampleMaker:
     def _room(self, numbers: NDArray[np.int64]) -> Columns:
         """Columns to be filled."""
         count, channels = len(numbers), int(self.index.at(0)["channels"])
-        columns: Columns = {
-            "number": numbers,
-            "case": np.empty(count, np.int64),
-            "fault": np.zeros((count, _FAULT_BYTES), np.uint8),
-            "made_s": np.empty((count, 3)),
-            "window": np.empty((count, channels, 2), np.float32),
-        }
+        columns = room(numbers) | {"window": np.empty((count, channels, 2), np.float32)}
         for kind in self.kinds:
             views, size = getattr(self.views, f"{kind}_count"), getattr(self.views, f"{kind}_size")
             columns[kind] = np.empty((count, views, channels, *size), np.int16)
             columns[f"{kind}_seeds"] = np.empty((count, views), np.int64)
         return columns
-
-    def _fill(self, columns: Columns, place: int) -> None:
-        """Make one sample, of a case that stands in if need be."""
-        number = int(columns["number"][place])
-        case, fault = self.plan.case(number), ""
-        for attempt in range(1, _STAND_INS + 1):
-            try:
-                self._make(columns, place, case)
-            except UnreadableCaseError as error:
-                if not self.stand_in:
-                    hint = "pipeline.on_error=skip lets other cases stand in"
-                    raise UnreadableCaseError(f"{error}; {hint}") from None
-                fault = fault or str(error)
-                case = self.plan.substitute(number, attempt)
-                if case == self.plan.case(number):  # there is no other
-                    break
-            else:
-                columns["case"][place] = case
-                text = np.frombuffer(fault.encode()[:_FAULT_BYTES], np.uint8)
-                columns["fault"][place, : len(text)] = text
-                return
-        raise UnreadableCaseError(f"{fault}; nor can the {attempt - 1} that stood in")
 
     def _make(self, columns: Columns, place: int, case: int) -> None:
         number, source = int(columns["number"][place]), self.source(case)
@@ -137,7 +91,7 @@ class SampleMaker:
             draw = self.plan.draw(number, kind, case=case)
             columns[f"{kind}_seeds"][place] = draw.mask_seeds
             cuts += map(Cut, draw.boxes, columns[kind][place])
-        reader = _Watched(lambda: _open_store(self.store, self.cache), source.case_id)
+        reader = CaseReader(source.case_id, store=self.store, cache=self.cache)
         began = time.perf_counter()
         make_views(reader, source, cuts, level_share=self.views.level_share)
         self._redraw(reader, source, columns, place, case)
@@ -146,7 +100,7 @@ class SampleMaker:
         columns["made_s"][place] = reader.read_s, whole_s - reader.read_s, time.time()
 
     def _redraw(
-        self, reader: _Watched, source: Source, columns: Columns, place: int, case: int
+        self, reader: CaseReader, source: Source, columns: Columns, place: int, case: int
     ) -> None:
         """Make the views that came out as air again, from the plan's next boxes for them."""
         number = int(columns["number"][place])
@@ -197,41 +151,6 @@ def sample_maker(
     )
 
 
-def fault_texts(faults: NDArray[np.uint8]) -> Iterable[str]:
-    """What the column `fault` (B, 320) says of each sample; empty where nothing was wrong."""
-    return (bytes(row).rstrip(b"\0").decode(errors="replace") for row in faults)
-
-
-class _Watched:
-    """A store of which one case is read: times it, and says which case it is that fails."""
-
-    def __init__(self, store: Callable[[], VolumeStore], case_id: str) -> None:
-        self.read_s = 0.0
-        self._store, self._case_id = store, case_id
-
-    def read_blocks(self, requests: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return _patiently(lambda: self._store().read_blocks(requests))
-        except (OSError, KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise UnreadableCaseError(f"case {self._case_id}: {reason}") from error
-        finally:
-            self.read_s += time.perf_counter() - began
-
-
-def _patiently(read: Callable[[], Any]) -> Any:
-    """Try again what a disk or network may do better next time."""
-    for pause_s in _PAUSES_S:
-        try:
-            return read()
-        except (DamagedError, FileNotFoundError):
-            raise
-        except OSError:
-            time.sleep(pause_s)
-    return read()
-
-
 def _source(row: Mapping[str, Any], hounsfield: tuple[float, float]) -> Source:
     z, y, x = row["shape"]
     low, high = (np.array(row[name], float) for name in ("p0_5", "p99_5"))
@@ -241,26 +160,8 @@ def _source(row: Mapping[str, Any], hounsfield: tuple[float, float]) -> Source:
         shape=(z, y, x),
         factors=tuple(tuple(factors) for factors in row["factors"]),
         is_integer=np.issubdtype(np.dtype(row["dtype"]), np.integer),
-        window=np.tile(hounsfield, (len(low), 1)) if is_ct else _window(row, low, high),
+        window=np.tile(hounsfield, (len(low), 1)) if is_ct else percentiles(row),
         tissue=np.array(
             [tissue_above(*ends, modality=row["modality"]) for ends in zip(low, high, strict=True)]
         ),
     )
-
-
-def _window(
-    row: Mapping[str, Any], low: NDArray[np.float64], high: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The intensities (C, 2) of a case other than CT that become 0 and 1."""
-    window = np.stack([low, high], axis=1)
-    # Where nearly all voxels are alike, percentiles meet; where all are, one unit is as good.
-    flat = low == high
-    window[flat] = np.stack([row["minimum"], row["maximum"]], axis=1)[flat]
-    window[:, 1] += window[:, 0] == window[:, 1]
-    return window
-
-
-@functools.lru_cache(maxsize=4)
-def _open_store(path: str, cache: CacheLimits | None) -> VolumeStore:
-    # Ray Data unpickles the maker for every task; the store's open arrays should outlive one.
-    return VolumeStore.open(path, cache=cache)

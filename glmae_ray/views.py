@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +95,7 @@ def make_views(reader: Reader, source: Source, cuts: Sequence[Cut], *, level_sha
         cuts: The views, of any sizes.
         level_share: See `choose_level`.
     """
-    levels = [choose_level(cut, source.factors, level_share) for cut in cuts]
+    levels = [choose_level(cut.box, cut.out.shape[1:], source.factors, level_share) for cut in cuts]
     taps = [_taps(cut, source, level) for cut, level in zip(cuts, levels, strict=True)]
     boxes = [(tuple(t.start for t in axes), tuple(t.stop for t in axes)) for axes in taps]
     requests = [(source.case_id, level, box) for level, box in zip(levels, boxes, strict=True)]
@@ -104,16 +104,18 @@ def make_views(reader: Reader, source: Source, cuts: Sequence[Cut], *, level_sha
         resize(blocks, axes, cut.out, code=codes)
 
 
-def choose_level(cut: Cut, factors: tuple[Size, ...], share: float) -> int:
-    """Coarsest level on which the box has enough voxels along every axis.
+def choose_level(
+    box: NDArray[Any], size: Sequence[int], factors: tuple[Size, ...], share: float = 1.0
+) -> int:
+    """Coarsest level on which a box has enough voxels along every axis.
 
     Args:
-        cut: The view.
+        box: (2, 3): start and stop along Z, Y, X in level-0 voxels.
+        size: What becomes of it, voxels along Z, Y, X.
         factors: Level-0 voxels per voxel of each level.
-        share: How many voxels of the level are enough for one of the view.
+        share: How many voxels of the level are enough for one of the result.
     """
-    sides = cut.box[1] - cut.box[0]
-    needed = share * np.array(cut.out.shape[1:])
+    sides, needed = box[1] - box[0], share * np.array(size)
     enough = [level for level, factor in enumerate(factors) if np.all(sides >= factor * needed)]
     return max(enough, default=0)
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmae_ray.config_data import PipelineConfig
-from glmae_ray.samples import SampleMaker, fault_texts
+from glmae_ray.reading import fault_texts
+from glmae_ray.samples import SampleMaker
 
 Columns = Mapping[str, NDArray[Any]]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glmae_ray.samples import SampleMaker, UnreadableCaseError, fault_texts, sample_maker
+from glmae_ray.reading import UnreadableCaseError, fault_texts
+from glmae_ray.samples import SampleMaker, sample_maker
 from glmae_ray.store.index import VolumeIndex
 from glmae_ray.store.layout import pyramid_factors
 from glmae_ray.store.zarr_store import VolumeStore

@@ -12,7 +12,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from glmae_ray.config_data import ViewsConfig
-from glmae_ray.sampling import Plan, _whole
+from glmae_ray.passes import _whole
+from glmae_ray.sampling import Plan
 
 VIEWS = ViewsConfig(global_count=2, local_count=3)
 

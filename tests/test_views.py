@@ -97,7 +97,7 @@ def test_shrinking_equals_torchs_antialiased_filter_axis_by_axis():
 def test_the_coarsest_level_that_is_fine_enough_is_read():
     def level(*sides: int, share: float = 1.0) -> int:
         cut = Cut(np.array([[0, 0, 0], sides]), np.empty((1, 8, 8, 8), np.int16))
-        return choose_level(cut, FACTORS, share)
+        return choose_level(cut.box, cut.out.shape[1:], FACTORS, share)
 
     assert level(8, 8, 8) == 0
     assert level(8, 16, 16) == 1

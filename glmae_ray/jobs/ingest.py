@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
-from tqdm import tqdm
-
 from glmae_ray.config_store import IngestConfig
 from glmae_ray.errors import UserError
-from glmae_ray.jobs.ingest_tasks import Outcome, outcomes, read_headers
+from glmae_ray.jobs.ingest_tasks import outcomes, read_headers
+from glmae_ray.jobs.progress import with_progress
 from glmae_ray.jobs.ray_session import ray_session
 from glmae_ray.jobs.subject_salt import salt_name, subject_salt
 from glmae_ray.store.accounts import known_headers
@@ -26,7 +23,6 @@ from glmae_ray.store.zarr_store import VolumeStore
 
 _SAVE_S = 30.0  # between two writes of the tables: what a kill costs is reading cases' own rows
 _SAVE_SHARE = 0.05  # of the time, at most, goes into writing them
-_TELL_S = 5.0  # between two lines where there is no terminal
 _NAMED = 20  # quarantined sources that are printed one by one
 
 
@@ -131,7 +127,7 @@ def _take_all(ledger: Ledger, store: VolumeStore, choices: Choices) -> None:
     saved, pause_s = time.monotonic(), _SAVE_S
     try:
         taken = outcomes(ledger.pending, store=store, choices=choices)
-        for pending, outcome in _with_progress(taken, len(ledger.pending)):
+        for pending, outcome in with_progress(taken, len(ledger.pending), what="ingest"):
             ledger.add(pending, outcome)
             if (begin := time.monotonic()) - saved > pause_s:
                 ledger.save()
@@ -139,18 +135,6 @@ def _take_all(ledger: Ledger, store: VolumeStore, choices: Choices) -> None:
                 pause_s = max(_SAVE_S, (saved - begin) / _SAVE_SHARE)
     finally:
         ledger.save()
-
-
-def _with_progress(taken: Iterable[Outcome], total: int) -> Iterator[Outcome]:
-    if sys.stderr.isatty():
-        yield from tqdm(taken, total=total, unit="case", desc="ingest")
-        return
-    start = told = time.monotonic()
-    for number, outcome in enumerate(taken, start=1):
-        yield outcome
-        if time.monotonic() - told > _TELL_S:
-            told = time.monotonic()
-            print(f"ingest: {number} of {total}, {told - start:.0f} s", flush=True)
 
 
 def _tell(ledger: Ledger, cfg: IngestConfig, sources: Sources) -> None:

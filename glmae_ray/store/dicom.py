@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,28 @@ def read_dicom(files: ImageFiles, limits: Limits) -> Scan:
         ReadError: A file is damaged or no scan, or the slices do not make one 3-D image.
         OSError: The system cannot read a file.
     """
+    series = open_series(files, limits)
+    return Scan(
+        _voxels(series.slices).transpose(2, 1, 0),
+        _affine(series.slices),
+        "dicom",
+        series.modality,
+        series.facts,
+        series.volumes,
+    )
+
+
+class Series(NamedTuple):
+    """What the headers of a series say."""
+
+    slices: list[Slice]  # of the volume that is taken, in the order of its last axis
+    volumes: int  # that the files hold
+    modality: str | None
+    facts: dict[str, str]  # of the technique, those that all files agree on
+
+
+def open_series(files: ImageFiles, limits: Limits) -> Series:
+    """Read the headers of a series and put its slices in order; raises as `read_dicom` does."""
     slices: list[Slice] = []
     facts, modality = [], None
     for path in files.paths:
@@ -50,11 +72,10 @@ def read_dicom(files: ImageFiles, limits: Limits) -> Scan:
             modality = code(header, "Modality")
     _check_alike(slices)
     chosen, volumes = _stack(slices, limits, files.volume)
-    affine = _affine(chosen)
     shared = {
         name: value for name, value in facts[0].items() if all(f.get(name) == value for f in facts)
     }
-    return Scan(_voxels(chosen).transpose(2, 1, 0), affine, "dicom", modality, shared, volumes)
+    return Series(chosen, volumes, modality, shared)
 
 
 def _check_alike(slices: Sequence[Slice]) -> None:

@@ -89,11 +89,11 @@ def with_unique_ids(items: Sequence[SourceItem], *, root: str) -> list[SourceIte
         root: What every location starts with; ids stay when the whole source moves.
     """
     # Some file systems see no difference between A and a.
-    exact = {item.case_id.casefold() for item in items if _safe(item.case_id) == item.case_id}
+    exact = {item.case_id.casefold() for item in items if safe_name(item.case_id) == item.case_id}
     taken: set[str] = set()
     unique = []
     for item in items:
-        case_id = _safe(item.case_id)
+        case_id = safe_name(item.case_id)
         is_lost = case_id != item.case_id and case_id.casefold() in exact
         if is_lost or case_id.casefold() in taken:
             place = item.channels[0].locations[0].removeprefix(root).lstrip("/")
@@ -115,7 +115,7 @@ def with_file_facts(items: Iterable[SourceItem], files: Mapping[str, Found]) -> 
     return [known(item) for item in items]
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """A name that no file system and no Zarr store reads as anything but a name."""
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)
     safe = re.sub(r"^(\.|__)[._]*", "_", safe) or "_"

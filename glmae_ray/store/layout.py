@@ -79,6 +79,12 @@ def label_attributes(
     return _ome(multiscales=[level], **{"image-label": image_label})
 
 
+def names_in_label_attributes(attributes: Mapping[str, Any]) -> dict[str, int]:
+    """Structure name to value: what `label_attributes` was given."""
+    properties = attributes["ome"]["image-label"]["properties"]
+    return {entry["name"]: entry["label-value"] for entry in properties}
+
+
 def array_metadata(
     array: NDArray[Any], *, chunk: Shape, fill_value: float, codec: str = "zstd"
 ) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def read_nifti(files: ImageFiles, limits: Limits) -> Scan:
     (path,) = files.paths
     is_packed = is_gzip(path)
     with np.errstate(all="ignore"):  # a header of damaged numbers is judged, not warned of
-        header = _header(path, is_packed=is_packed)
+        header = read_header(path)
         shape = header.get_data_shape()
         check_shape(shape, where=path, limits=limits, volume=files.volume)
         try:
@@ -51,9 +51,14 @@ def read_nifti(files: ImageFiles, limits: Limits) -> Scan:
     return Scan(voxels, affine, reader="nifti", volumes=block.volumes)
 
 
-def _header(path: Path, *, is_packed: bool) -> Any:
-    """The header, in the byte order of this machine and repaired where nibabel repairs it."""
-    with damage_named(path), gzip.open(path) if is_packed else path.open("rb") as stream:
+def read_header(path: Path) -> Any:
+    """The header, in the byte order of this machine and repaired where nibabel repairs it.
+
+    Raises:
+        ReadError: It is none, or damaged.
+        OSError: The system cannot read it.
+    """
+    with damage_named(path), gzip.open(path) if is_gzip(path) else path.open("rb") as stream:
         block = stream.read(_HEADER_BYTES)
     kinds = [kind for kind in (Nifti1Header, Nifti2Header) if kind.may_contain_header(block)]
     if not kinds:

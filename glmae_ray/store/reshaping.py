@@ -54,16 +54,20 @@ def resampled(volume: Volume, label: Label, *, spacing: Spacing) -> tuple[Volume
 
 def cropped(volume: Volume, label: Label) -> tuple[Volume, Label]:
     """The foreground box of a volume, widened so that no label is cut off."""
-    factors = pyramid_factors(volume.shape, volume.spacing, _LEVELS)
-    coarse = make_pyramid(volume, _LEVELS)[-1]
-    box = foreground_box(coarse, factor=factors[-1], shape=volume.shape, modality=volume.modality)
-    start, stop = _around(box, label)
+    start, stop = _around(foreground_of(volume), label)
     window = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
     affine = volume.affine.copy()
     affine[:3, 3] += volume.affine[:3, :3] @ start
     array = np.ascontiguousarray(volume.array[(slice(None), *window)])
     inside = None if label is None else np.ascontiguousarray(label[window])
     return Volume(array, affine, volume.modality, volume.case_id), inside
+
+
+def foreground_of(volume: Volume) -> BoxZYX:
+    """The foreground box of a volume that is in no store; see `foreground_box`."""
+    factors = pyramid_factors(volume.shape, volume.spacing, _LEVELS)
+    coarse = make_pyramid(volume, _LEVELS)[-1]
+    return foreground_box(coarse, factor=factors[-1], shape=volume.shape, modality=volume.modality)
 
 
 def _around(box: BoxZYX, label: Label) -> NDArray[np.int64]:

@@ -62,7 +62,7 @@ def select_cases(index: VolumeIndex, sampling: SamplingConfig) -> Selection:
     """
     chosen, *others = _masks(index, sampling)
     if not chosen.any():
-        raise UserError(_nothing_chosen(index, sampling.where))
+        raise UserError(nothing_chosen(index, sampling.where, field="sampling.where"))
     index = index.keep(chosen)
     if not others:
         return Selection(index, None)
@@ -81,6 +81,13 @@ def select_cases(index: VolumeIndex, sampling: SamplingConfig) -> Selection:
     return Selection(index, weights)
 
 
+def nothing_chosen(index: VolumeIndex, where: str, *, field: str) -> str:
+    """The line for an expression that holds for no case of an index with `split`, `modality`."""
+    kinds = Counter(zip(index.column("split"), index.column("modality"), strict=True))
+    there = ", ".join(f"{count} {' '.join(kind)}" for kind, count in sorted(kinds.items()))
+    return f"{field}: {where!r} selects no case; the store has {there or 'none'}"
+
+
 def _masks(index: VolumeIndex, sampling: SamplingConfig) -> list[Mask]:
     """For which cases each expression holds, in the order of `sampling.expressions`."""
     masks: list[Mask] = []
@@ -93,12 +100,6 @@ def _masks(index: VolumeIndex, sampling: SamplingConfig) -> list[Mask]:
     if lines:
         raise UserError(*lines)
     return masks
-
-
-def _nothing_chosen(index: VolumeIndex, where: str) -> str:
-    kinds = Counter(zip(index.column("split"), index.column("modality"), strict=True))
-    there = ", ".join(f"{count} {' '.join(kind)}" for kind, count in sorted(kinds.items()))
-    return f"sampling.where: {where!r} selects no case; the store has {there or 'none'}"
 
 
 def _shared(

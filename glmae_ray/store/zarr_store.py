@@ -29,6 +29,7 @@ from glmae_ray.paths import (
     to_place,
 )
 from glmae_ray.store import layout
+from glmae_ray.store.items import NNUNET_LABELS
 from glmae_ray.store.layout import pyramid_factors
 from glmae_ray.store.pyramid import make_pyramid
 from glmae_ray.store.ranges import LocalRanges, Ranges
@@ -43,6 +44,7 @@ FORMAT = 2  # of the store; goes up when an older reader would go wrong
 
 Box = Sequence[Sequence[int]]  # ((z0, y0, x0), (z1, y1, x1)), end exclusive
 Request = tuple[str, int, Box | None]  # case id, level, box in voxels of that level
+LabelRequest = tuple[str, str, Box | None]  # case id, name of the map, box in level-0 voxels
 
 _DOCUMENT = "zarr.json"
 _BEFORE_DOCUMENT = {"cases", _DOCUMENT + UNFINISHED}  # all that a killed `create` leaves
@@ -215,8 +217,32 @@ class VolumeStore:
 
     def read_label(self, case_id: str, name: str) -> NDArray[Any]:
         """Label map (Z, Y, X) on the grid of level 0; a KeyError where the case has none."""
-        (label,) = self._read([(f"{case_id}/labels/{name}/0", _LABEL_KEY, None)])
-        return label.array()[0]
+        return self.read_labels([(case_id, name, None)])[0]
+
+    def read_labels(self, requests: Sequence[LabelRequest]) -> list[NDArray[Any]]:
+        """Boxes of label maps, each (Z, Y, X) of integers, in order; boxes may share chunks.
+
+        Raises:
+            KeyError: A case has no such map.
+            ValueError: A box is empty or reaches outside the map.
+            UserError: The object store refuses.
+            OSError: Disk or object store fail, or the file is damaged.
+        """
+        arrays = [(f"{case}/labels/{name}/0", _LABEL_KEY, box) for case, name, box in requests]
+        return [blocks.array()[0] for blocks in self._read(arrays)]
+
+    def label_names(self, case_id: str, name: str = NNUNET_LABELS) -> dict[str, int]:
+        """Structure name to value, as the metadata of a label map says.
+
+        Raises:
+            KeyError: The case has no such map.
+            UserError: The object store refuses, or the metadata is no JSON object.
+            OSError: The object store fails.
+        """
+        attributes = _read_group(self._cases / case_id / "labels" / name)
+        if attributes is None:
+            raise KeyError(f"{self.path} has no {case_id}/labels/{name}")
+        return layout.names_in_label_attributes(attributes)
 
     def cases(self) -> list[str]:
         """Ids of the published cases, sorted."""

@@ -61,6 +61,24 @@ def test_a_box_is_what_slicing_the_level_gives(store):
         np.testing.assert_array_equal(box, array[:, 1:30, 2:9, 3:33])
 
 
+def test_boxes_of_label_maps_are_what_slicing_gives_in_the_order_asked_for(store):
+    labels = {name: write(store, volume(name, seed=seed)) for seed, name in enumerate("ab")}
+    boxes = [("b", ((1, 30, 3), (30, 41, 65))), ("a", None), ("b", ((36, 0, 0), (37, 50, 1)))]
+    found = store.read_labels([(case, "structures", box) for case, box in boxes])
+    for (case, box), label in zip(boxes, found, strict=True):
+        start, stop = box or ((0, 0, 0), labels[case].shape)
+        window = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
+        assert np.issubdtype(label.dtype, np.integer)
+        np.testing.assert_array_equal(label, labels[case][window])
+
+
+def test_a_label_map_says_what_its_values_are_called(store):
+    write(store, volume())
+    assert store.label_names("case.1") == NAMES
+    with pytest.raises(KeyError, match=r"has no case\.2/labels/structures"):
+        store.label_names("case.2")
+
+
 def test_many_reads_keep_their_order(store):
     scans_by_id = {name: volume(name, seed=seed) for seed, name in enumerate("abc")}
     for scan in scans_by_id.values():

@@ -1,0 +1,271 @@
+"""Sliding-window segmentation in bounded memory: scores become planes while windows go on.
+
+Windows lie over a scan in rows, from its first plane to its last. Only the planes that a row still
+reaches are held as scores, a slab as deep as one window; planes that it has passed are averaged,
+handed on and forgotten. Values are those of MONAI's `sliding_window_inference` with Gaussian
+weights.
+
+Letters: B windows, C channels, K outputs, ZYX voxels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.data.utils import compute_importance_map
+from numpy.typing import NDArray
+from torch import Tensor
+
+from glmae_ray.blocks import Blocks
+from glmae_ray.config_base import Size, Spacing
+from glmae_ray.config_finetune import CropsConfig, InferenceConfig
+from glmae_ray.intensity import Window, window_of
+from glmae_ray.resizing import axis_taps, resize
+
+Predict = Callable[[Tensor], Tensor]  # windows_BCZYX float32 -> scores_BKZYX of the same sides
+Plane = tuple[int, Tensor]  # its number along Z, and its scores_KYX
+
+_SIGMA = 0.125  # of the Gaussian weights, in window sides; MONAI's default
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """Voxels, and how their intensities become a network's.
+
+    Attributes:
+        array: (C, Z, Y, X), int16 or float32.
+        spacing: (Z, Y, X) in mm.
+        window: What its intensities become.
+        air: float32 (C,), what lies around it, as a network sees it.
+    """
+
+    array: NDArray[Any]
+    spacing: Spacing
+    window: Window
+    air: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, array: NDArray[Any], row: Mapping[str, Any], crops: CropsConfig) -> Scan:
+        """A case (C, Z, Y, X) with its row of the index, as crops of it are shown in training."""
+        window = window_of(row, crops)
+        z, y, x = row["spacing"]
+        return cls(array, (z, y, x), window, window.air(row["minimum"]))
+
+    @property
+    def shape(self) -> Size:
+        """Sides (Z, Y, X) in voxels."""
+        z, y, x = self.array.shape[1:]
+        return z, y, x
+
+    def cut(self, corner: Sequence[int], size: Size) -> NDArray[np.float32]:
+        """A window float32 (C, *size) as a network takes it; outside the scan is air.
+
+        Args:
+            corner: Its first voxel; may lie before the scan's.
+            size: Sides in voxels.
+        """
+        sides = list(zip(corner, size, self.shape, strict=True))
+        inside = [slice(max(0, at), min(at + part, side)) for at, part, side in sides]
+        cut = self.window.apply(self.array[:, *inside])
+        if cut.shape[1:] == size:
+            return cut
+        padded = np.empty((len(cut), *size), np.float32)
+        padded[...] = self.air[:, None, None, None]
+        there = [slice(s.start - at, s.stop - at) for s, at in zip(inside, corner, strict=True)]
+        padded[:, *there] = cut
+        return padded
+
+    def resampled(self, spacing: Spacing) -> Scan:
+        """The same space in voxels of about `spacing` mm, anti-aliased as crops are.
+
+        A whole number of voxels covers the scan exactly, so their sides are off by up to half a
+        voxel over a side of the scan.
+        """
+        pairs = zip(self.shape, self.spacing, spacing, strict=True)
+        sides = [max(1, round(side * had / wanted)) for side, had, wanted in pairs]
+        if tuple(sides) == self.shape:
+            return self
+        taps = [
+            axis_taps(np.array([0, had]), 1, had, side)
+            for had, side in zip(self.shape, sides, strict=True)
+        ]
+        array = np.empty((len(self.array), *sides), self.array.dtype)
+        resize(Blocks.whole(self.array), taps, array)
+        steps = zip(self.spacing, self.shape, sides, strict=True)
+        z, y, x = (step * had / side for step, had, side in steps)
+        return replace(self, array=array, spacing=(z, y, x))
+
+
+def segment(
+    scan: Scan,
+    predict: Predict,
+    *,
+    crops: CropsConfig,
+    inference: InferenceConfig,
+    device: torch.device | str = "cpu",
+    probabilities: NDArray[np.float32] | None = None,
+) -> NDArray[np.uint8]:
+    """Label every voxel of a scan, on its own grid, with the output of the highest score.
+
+    With `crops.spacing`, windows see the scan in that spacing; scores, not labels, come back to
+    its own grid, plane by plane.
+
+    Args:
+        scan: The scan.
+        predict: Scores of windows; at most 256 outputs.
+        crops: Side and spacing of windows.
+        inference: Their overlap, and how many at a time.
+        device: Of the network, and of the scores while they are added up.
+        probabilities: (K, Z, Y, X), such as a memory-mapped file, that takes the mean scores.
+
+    Returns:
+        uint8 (Z, Y, X), numbers of outputs.
+    """
+    seen = scan if crops.spacing is None else scan.resampled(crops.spacing)
+    windows = Windows(crops.size, inference.overlap, inference.batch)
+    planes: Iterable[Plane] = mean_scores(seen, predict, windows, device=device)
+    if seen.shape != scan.shape:
+        planes = _brought_back(iter(planes), seen.shape, to=scan.shape)
+    labels = np.empty(scan.shape, np.uint8)
+    for z, scores_KYX in planes:
+        labels[z] = scores_KYX.argmax(0).to(torch.uint8).cpu().numpy()
+        if probabilities is not None:
+            probabilities[:, z] = scores_KYX.cpu().numpy()
+    return labels
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How windows lie over a scan.
+
+    Attributes:
+        size: (Z, Y, X) in voxels.
+        overlap: Of neighbours, as a share of a side.
+        batch: How many go through the network at a time.
+    """
+
+    size: Size
+    overlap: float
+    batch: int
+
+    def starts(self, shape: Size) -> list[list[int]]:
+        """Where windows begin along Z, Y and X of a scan; before it where it is smaller."""
+        return [self._along(side, part) for side, part in zip(shape, self.size, strict=True)]
+
+    def _along(self, side: int, part: int) -> list[int]:
+        if side <= part:
+            return [-((part - side) // 2)]
+        step = max(1, int(part * (1 - self.overlap)))
+        return [*range(0, side - part, step), side - part]
+
+
+@torch.inference_mode()
+def mean_scores(
+    scan: Scan, predict: Predict, windows: Windows, *, device: torch.device | str = "cpu"
+) -> Iterator[Plane]:
+    """The weighted means of the scores of all windows, plane after plane along Z, float32."""
+    slab = _Slab(windows, scan.shape, device=device)
+    for row, z in enumerate(slab.along_z):
+        corners = [(z, *corner) for corner in slab.corners]
+        for corner, scores_KZYX in _scores(scan, predict, windows, corners, device=device):
+            slab.add(corner[1:], scores_KZYX)
+        yield from slab.finish(row)
+
+
+@torch.inference_mode()
+def mean_answer(
+    scan: Scan, predict: Predict, windows: Windows, *, device: torch.device | str = "cpu"
+) -> NDArray[np.float64]:
+    """The mean (K,) of one answer a window, as a classifier gives them, all windows alike."""
+    corners = list(itertools.product(*windows.starts(scan.shape)))
+    answers = [a for _, a in _scores(scan, predict, windows, corners, device=device)]
+    return torch.stack(answers).double().mean(0).cpu().numpy()
+
+
+def _scores(
+    scan: Scan,
+    predict: Predict,
+    windows: Windows,
+    corners: Sequence[Sequence[int]],
+    *,
+    device: torch.device | str,
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """Each window's corner, and what the network says of it."""
+    for first in range(0, len(corners), windows.batch):
+        batch = corners[first : first + windows.batch]
+        cuts = np.stack([scan.cut(corner, windows.size) for corner in batch])
+        yield from zip(batch, predict(torch.from_numpy(cuts).to(device)), strict=True)
+
+
+class _Slab:
+    """Sums of weighted scores in the planes that a row of windows reaches."""
+
+    def __init__(self, windows: Windows, shape: Size, *, device: torch.device | str) -> None:
+        self.along_z, *across = windows.starts(shape)
+        self.corners = list(itertools.product(*across))  # (y, x) of the windows of a row
+        self._shape, self._size = shape, windows.size
+        self._origin = across[0][0], across[1][0]  # before the scan where it is smaller
+        weight_ZYX = compute_importance_map(
+            windows.size, mode="gaussian", sigma_scale=_SIGMA, device=device
+        )
+        self._weight_ZYX = weight_ZYX
+        sides = (max(pair) for pair in zip(windows.size[1:], shape[1:], strict=True))
+        self._row_ZYX = weight_ZYX.new_zeros(windows.size[0], *sides)  # weights of one row
+        for corner in self.corners:
+            self._row_ZYX[self._place(corner)] += weight_ZYX
+        self._sums_KZYX = weight_ZYX.new_zeros(0)
+
+    def add(self, corner: Sequence[int], scores_KZYX: Tensor) -> None:
+        """Add one window of the current row."""
+        if not len(self._sums_KZYX):  # how many outputs there are shows here
+            self._sums_KZYX = self._row_ZYX.new_zeros(len(scores_KZYX), *self._row_ZYX.shape)
+        self._sums_KZYX[:, *self._place(corner)].addcmul_(scores_KZYX.float(), self._weight_ZYX)
+
+    def finish(self, row: int) -> Iterator[Plane]:
+        """The planes that no later row reaches; the others move up."""
+        sums_KZYX, depth, z = self._sums_KZYX, self._size[0], self.along_z[row]
+        is_last = row + 1 == len(self.along_z)
+        passed = depth if is_last else self.along_z[row + 1] - z
+        pairs = zip(self._origin, self._shape[1:], strict=True)
+        inside = tuple(slice(-first, side - first) for first, side in pairs)
+        for n in range(passed):
+            if 0 <= z + n < self._shape[0]:
+                offsets = (z + n - start for start in self.along_z[: row + 1])
+                reached = [self._row_ZYX[offset] for offset in offsets if offset < depth]
+                total_YX = torch.stack(reached).sum(0)
+                yield z + n, (sums_KZYX[:, n] / total_YX)[:, *inside]
+        for n in range(depth - passed):  # plane by plane: the two ranges may overlap
+            sums_KZYX[:, n] = sums_KZYX[:, n + passed]
+        sums_KZYX[:, depth - passed :] = 0
+
+    def _place(self, corner: Sequence[int]) -> tuple[slice, slice, slice]:
+        """Where a window lies in the slab."""
+        y, x = (
+            slice(at - first, at - first + part)
+            for at, first, part in zip(corner, self._origin, self._size[1:], strict=True)
+        )
+        return slice(None), y, x
+
+
+def _brought_back(planes: Iterator[Plane], shape: Size, *, to: Size) -> Iterator[Plane]:
+    """Planes of scores on a grid of `shape`, on the grid `to` of the same space."""
+    taps = axis_taps(np.array([0, shape[0]]), 1, shape[0], to[0])
+    held: dict[int, Tensor] = {}
+    for z in range(to[0]):
+        weights = {
+            taps.start + int(number): float(weight)
+            for number, weight in zip(taps.index[:, z], taps.weight[:, z], strict=True)
+            if weight
+        }
+        while max(weights) not in held:
+            held |= [next(planes)]
+        held = {number: plane for number, plane in held.items() if number >= min(weights)}
+        scores_KYX = torch.stack([held[n] * weight for n, weight in weights.items()]).sum(0)
+        plane = F.interpolate(scores_KYX[None], size=to[1:], mode="bilinear", antialias=True)
+        yield z, plane[0]
