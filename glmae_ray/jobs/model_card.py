@@ -6,7 +6,7 @@ Whatever nobody stated is "not stated". Names of cases, people and folders stay 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -112,37 +112,40 @@ def _data(cfg: ExportConfig, cases: dict[str, Any], facts: Mapping[str, Any]) ->
 def _figures(cfg: ExportConfig, records: Mapping[str, dict[str, Any]]) -> list[str]:
     """Of the weights that are exported; the others' mean beside it, where there is one."""
     evaluation, summary = records["evaluation"], records["summary"]
-    lines = []
-    if evaluation:
-        mine, others = evaluation, evaluation.get("best", {})
-        if cfg.weights == "best":
-            mine, others = others, mine
-        lines += _table(mine)
-        if others.get("mean"):
-            other = "last" if cfg.weights == "best" else "best"
-            lines += ["", f"Mean of the {other} weights: {_row(others['mean'])}."]
-            lines.append("The best step was chosen on the validation cases, which flatters there.")
-    elif summary:
-        lines.append("Not evaluated on labelled cases. From `summary.json`:")
+    if not evaluation:
         kept = {k: summary[k] for k in ("loss", "val_reconstruction", "val") if k in summary}
-        lines += ["```json", json.dumps(kept, indent=2), "```"]
-    return lines or ["Not evaluated."]
+        text = ["From `summary.json`:", "```json", json.dumps(kept, indent=2), "```"]
+        return ["Not evaluated on labelled cases.", *(text if kept else ())]
+    # The weights that were evaluated first are at the top of the file.
+    reports = {evaluation.get("weights", "last"): evaluation}
+    reports |= {name: evaluation[name] for name in ("last", "best") if name in evaluation}
+    if cfg.weights not in reports:
+        lines = [f"The {cfg.weights} weights were not evaluated."]
+    else:
+        lines = _table(reports.pop(cfg.weights), split=evaluation.get("evaluated", {}).get("split"))
+    for name, report in reports.items():
+        lines += ["", f"Mean of the {name} weights: {_row(report['mean'])}."]
+    if "best" in (cfg.weights, *reports):
+        lines.append("The best step was chosen on the validation cases, which flatters there.")
+    return lines
 
 
-def _table(evaluation: Mapping[str, Any]) -> list[str]:
-    if not evaluation.get("mean"):
-        return ["These weights were not evaluated."]
-    figures = list(evaluation["mean"])
-    rows = {"mean": evaluation["mean"], **evaluation.get("structures", {})}
+def _table(report: Mapping[str, Any], *, split: str | None) -> list[str]:
+    """A line for the mean, with its intervals, and one for each structure."""
+    figures = list(report["mean"])
+    intervals = report.get("intervals", {}).get("mean", {})
+    mean = [_number(report["mean"][name], intervals.get(name)) for name in figures]
+    rows = {"mean": mean} | {
+        structure: [_number(row.get(name)) for name in figures]
+        for structure, row in report.get("structures", {}).items()
+    }
+    of_split = f" of the split {split}" if split else ""
     return [
-        f"Over {len(evaluation.get('cases', ()))} cases:",
+        f"Cases{of_split}: {len(report.get('cases', ()))}; in brackets 95 % intervals.",
         "",
         "| | " + " | ".join(_FIGURES.get(name, name) for name in figures) + " |",
         "|---" * (1 + len(figures)) + "|",
-        *(
-            f"| {name} | " + " | ".join(_number(row.get(figure)) for figure in figures) + " |"
-            for name, row in rows.items()
-        ),
+        *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()),
     ]
 
 
@@ -150,8 +153,11 @@ def _row(figures: Mapping[str, Any]) -> str:
     return ", ".join(f"{_FIGURES.get(n, n)} {_number(value)}" for n, value in figures.items())
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _number(value: float | None, interval: Sequence[float] | None = None) -> str:
+    if value is None:
+        return "-"
+    ends = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+    return f"{value:.3f}{ends}"
 
 
 def _settings(config: Mapping[str, Any]) -> list[str]:

@@ -71,30 +71,14 @@ def kind_of_intensity(facts: dict[str, Any]) -> str:
 
 def metadata(facts: dict[str, Any]) -> dict[str, Any]:
     """The bundle's `metadata.json`, by MONAI's specification."""
-    sides = facts["crops"]["size"][::-1]
     names = ["background", *facts["structures"]]
-    kind = kind_of_intensity(facts)
-    image = {
-        "type": "image",
-        "format": "hounsfield" if facts["modality"] == ["CT"] else "magnitude",
+    is_ct = facts["modality"] == ["CT"]
+    image = _tensor(facts, [f"channel {n}" for n in range(facts["channels"])]) | {
+        "format": "hounsfield" if is_ct else "magnitude",
         "modality": "/".join(facts["modality"]),
-        "num_channels": facts["channels"],
-        "spatial_shape": sides,
-        "dtype": "float32",
-        "value_range": [] if kind == "zscore" else [0, 1],
-        "is_patch_data": True,
-        "channel_def": {str(n): f"channel {n}" for n in range(facts["channels"])},
+        "value_range": [] if kind_of_intensity(facts) == "zscore" else [0, 1],
     }
-    pred = {
-        "type": "image",
-        "format": "segmentation",
-        "num_channels": len(names),
-        "spatial_shape": sides,
-        "dtype": "float32",
-        "value_range": [],
-        "is_patch_data": True,
-        "channel_def": {str(n): name for n, name in enumerate(names)},
-    }
+    pred = _tensor(facts, names) | {"format": "segmentation", "value_range": []}
     return {
         "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/"
         "0.8.1/meta_schema_20240725.json",
@@ -113,17 +97,19 @@ def metadata(facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _tensor(facts: dict[str, Any], channels: list[str]) -> dict[str, Any]:
+    return {
+        "type": "image",
+        "num_channels": len(channels),
+        "spatial_shape": facts["crops"]["size"][::-1],
+        "dtype": "float32",
+        "is_patch_data": True,
+        "channel_def": {str(n): name for n, name in enumerate(channels)},
+    }
+
+
 def inference_config(module: Finetuning, facts: dict[str, Any]) -> dict[str, Any]:
     """The bundle's `inference.json`: files of a folder into label maps on their own grids."""
-    crops, window = facts["crops"], facts["inference"]
-    network = {
-        "_target_": "scripts.bundle_scripts.Segmenter",
-        "encoder": shape_of(module.encoder),
-        "size": crops["size"],
-        "outputs": 1 + len(facts["structures"]),
-        "feature_size": facts["head"]["feature_size"],
-        "position_grid": facts["position_grid"],
-    }
     load = "torch.load(@ckpt_path, map_location=@device, weights_only=True)"
     return {
         "imports": ["$import glob", "$import os", "$import torch"],
@@ -131,21 +117,21 @@ def inference_config(module: Finetuning, facts: dict[str, Any]) -> dict[str, Any
         "dataset_dir": "$@bundle_root + '/scans'",
         "output_dir": "$@bundle_root + '/eval'",
         "ckpt_path": f"$@bundle_root + '/{WEIGHTS}'",
-        "datalist": "$sorted(glob.glob(os.path.join(@dataset_dir, '*.nii.gz')))",
+        "files": "$sorted(glob.glob(os.path.join(@dataset_dir, '*.nii.gz')))",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
-        "network_def": network,
+        "network_def": {
+            "_target_": "scripts.bundle_scripts.Segmenter",
+            **network_arguments(module, facts),
+        },
         "network": "$@network_def.to(@device)",
         "preprocessing": {"_target_": "Compose", "transforms": _preprocessing(facts)},
-        "dataset": {
-            "_target_": "Dataset",
-            "data": "$[{'image': path} for path in @datalist]",
-            "transform": "@preprocessing",
-        },
+        "datalist": "$[{'image': path} for path in @files]",
+        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
         "inferer": {
             "_target_": "SlidingWindowInferer",
-            "roi_size": crops["size"][::-1],
-            "sw_batch_size": window["batch"],
-            "overlap": window["overlap"],
+            "roi_size": facts["crops"]["size"][::-1],
+            "sw_batch_size": facts["inference"]["batch"],
+            "overlap": facts["inference"]["overlap"],
             "mode": "gaussian",
         },
         "postprocessing": {"_target_": "Compose", "transforms": _postprocessing()},
@@ -158,6 +144,17 @@ def inference_config(module: Finetuning, facts: dict[str, Any]) -> dict[str, Any
         },
         "initialize": [f"$@network_def.load_state_dict({load})"],
         "run": ["$@evaluator.run()"],
+    }
+
+
+def network_arguments(module: Finetuning, facts: dict[str, Any]) -> dict[str, Any]:
+    """Of the bundle's `Segmenter`, as JSON values."""
+    return {
+        "encoder": shape_of(module.encoder),
+        "size": facts["crops"]["size"],
+        "outputs": 1 + len(facts["structures"]),
+        "feature_size": facts["head"]["feature_size"],
+        "position_grid": facts["position_grid"],
     }
 
 

@@ -57,14 +57,13 @@ def segmenter_facts(
         **more: `val`, figures on the validation cases, and `origin`, where the encoder comes
             from; None where they are left out.
     """
-    model = ModelConfig.model_validate(shape_of(module.encoder))
     segments = cfg.task == "segmentation"
     grid = patch_grid(list(cfg.crops.size), module.encoder.patch)
     return encoder_facts(module.encoder) | {
         "task": cfg.task,
         "structures": list(names) if segments else [],
         "classes": [] if segments else list(names),
-        "model": model.model_dump(mode="json"),
+        "model": ModelConfig.model_validate(shape_of(module.encoder)).model_dump(mode="json"),
         "head": cfg.head.model_dump(mode="json"),
         "crops": cfg.crops.model_dump(mode="json"),
         "inference": cfg.inference.model_dump(mode="json"),

@@ -25,6 +25,9 @@ from tests.models.finetunes import CLASSIFIES, SIZE
 from tests.models.test_segmenter_files import predict, publish
 
 EVALUATION = {
+    "weights": "last",
+    "intervals": {"mean": {"dice": [0.6, 0.8], "nsd": [0.4, 0.625], "hd95": None}},
+    "evaluated": {"store": "/secret/store", "split": "test"},
     "mean": {"dice": 0.7125, "nsd": 0.5, "hd95": None},
     "structures": {"liver": {"dice": 0.9, "nsd": 0.75, "hd95": 4.0}},
     "cases": {"secret_case": {"liver": {"dice": 0.9}}},
@@ -162,6 +165,7 @@ def test_the_best_weights_are_exported_on_request_and_the_card_has_their_figures
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| mean | 0.812 | 0.600 | 3.000 |" in card
     assert "Mean of the last weights: Dice 0.713, NSD 0.500, HD95 (mm) -." in card
+    assert "chosen on the validation cases, which flatters there" in card
 
 
 def test_the_card_says_what_is_known_and_what_is_not_stated_and_names_nobody(tmp_path):
@@ -176,7 +180,8 @@ def test_the_card_says_what_is_known_and_what_is_not_stated_and_names_nobody(tmp
         "- cases: 5 for train, 2 for val",
         "- licence of the data: not stated",
         "- modality: CT",
-        "| mean | 0.713 | 0.500 | - |",
+        "Cases of the split test: 1; in brackets 95 % intervals.",
+        "| mean | 0.713 (0.600 to 0.800) | 0.500 (0.400 to 0.625) | - |",
         "| liver | 0.900 | 0.750 | 4.000 |",
         "- `segmenter.safetensors`",
     ):
