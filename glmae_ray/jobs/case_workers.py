@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from glmae_ray.errors import UserError
+
 Item = TypeVar("Item")
 
 _CPUS = 4  # of an actor without a GPU: convolutions gain little from more
@@ -46,6 +48,7 @@ def over_cases(
         workers: Actors at most; None: one a GPU, or without any one for every 4 CPUs.
 
     Raises:
+        UserError: An actor cannot be made.
         Exception: What `do` raises.
     """
     import ray  # after ray_session has set what Ray reads when it is imported
@@ -66,6 +69,8 @@ def over_cases(
         try:
             yield item, ray.get(done)
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+            if getattr(error, "actor_init_failed", False):
+                raise UserError(f"workers cannot start: {str(error).splitlines()[-1]}") from None
             line = " ".join(str(error).split())[:200]
             yield item, Died(f"the process at it died ({line}); too large for the memory?")
         except ray.exceptions.RayTaskError as error:

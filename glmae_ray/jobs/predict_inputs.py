@@ -16,12 +16,14 @@ from glmae_ray.store.items import SourceItem
 from glmae_ray.store.nifti import read_header
 from glmae_ray.store.readers import read_image
 from glmae_ray.store.reshaping import foreground_of
-from glmae_ray.store.scan import LIMITS, ImageFiles
+from glmae_ray.store.scan import ImageFiles, Limits
 from glmae_ray.store.statistics import intensities
 from glmae_ray.store.zarr_store import VolumeStore
 from glmae_ray.volume import Volume, canonical_affine, to_source_axes
 
 Row = Mapping[str, Any]
+
+_LIMITS = Limits(min_voxels=1)  # a small scan is worth no training, and may be worth labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +96,9 @@ class FileCase:
                 ImageFiles(image.reader, tuple(local[p] for p in image.locations), image.volume)
                 for image in self.item.channels
             ]
-            image = read_image(files, case_id=self.case_id, modality=self.modality)
+            image = read_image(files, case_id=self.case_id, modality=self.modality, limits=_LIMITS)
             header = read_header(files[0].paths[0]) if image.reader == "nifti" else None
-            references = read_references(files[0], LIMITS) if self.dicom_seg else None
+            references = read_references(files[0], _LIMITS) if self.dicom_seg else None
         return Input(
             image.volume.array, _row_of(image.volume), image.source_affine, header, references
         )

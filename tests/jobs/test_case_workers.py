@@ -24,6 +24,8 @@ class Doer:
     """Takes a moment to load, then does one item after another."""
 
     def __init__(self, fatal: int) -> None:
+        if fatal == 100:
+            raise UserError("nothing to load")
         self.fatal, self.loaded = fatal, time.time()
 
     def do(self, item: int) -> Done:
@@ -50,6 +52,11 @@ def test_a_process_that_dies_costs_the_item_that_it_was_at():
 def test_what_concerns_every_item_ends_the_job_with_its_own_error():
     with pytest.raises(UserError, match="-3 is below 0"):
         list(over_cases(Doer, -1, todo=[1, -3, 2]))
+
+
+def test_actors_that_cannot_be_made_end_the_job():
+    with pytest.raises(UserError, match=r"workers cannot start: .*nothing to load"):
+        list(over_cases(Doer, 100, todo=[1, 2]))
 
 
 def test_nothing_to_do_is_done():

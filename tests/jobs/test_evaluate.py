@@ -30,11 +30,23 @@ def store(tmp_path_factory) -> Path:
     return write_store(tmp_path_factory.mktemp("evaluate") / "store", cases=4)
 
 
+def write_run(folder: Path) -> Path:
+    for weights, seed in (("last", 0), ("best", 1)):
+        write_segmenter(folder, names=STRUCTURES, weights=weights, seed=seed)
+    return folder
+
+
 @pytest.fixture
 def run(tmp_path) -> Path:
-    for weights, seed in (("last", 0), ("best", 1)):
-        write_segmenter(tmp_path / "run", names=STRUCTURES, weights=weights, seed=seed)
-    return tmp_path / "run"
+    return write_run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def evaluated(store, tmp_path_factory) -> Path:
+    """A run with the evaluation of its last and best weights."""
+    run = write_run(tmp_path_factory.mktemp("evaluated"))
+    assert evaluate(run, store) == 0
+    return run
 
 
 def evaluate(run: Path, store: Path, *words: str) -> int:
@@ -54,33 +66,29 @@ def dice_of(run: Path, store: Path, case: str, name: str, *, weights) -> float:
     return 2 * (found & there).sum() / (found.sum() + there.sum())
 
 
-def test_figures_of_both_weights_are_those_of_plain_numpy(run, store, capsys):
-    assert evaluate(run, store) == 0
-    report = report_of(run)
+def test_figures_of_both_weights_are_those_of_plain_numpy(evaluated, store):
+    report = report_of(evaluated)
     for weights, part in (("last", report), ("best", report["best"])):
         assert (part["weights"], part["step"]) == (weights, 4)
         assert sorted(part["cases"]) == ["p0", "p1", "p2", "p3"]
         for case, scores in part["cases"].items():
             for name in ("liver", "spleen"):
-                expected = dice_of(run, store, case, name, weights=weights)
+                expected = dice_of(evaluated, store, case, name, weights=weights)
                 assert scores[name]["dice"] == pytest.approx(expected, abs=1e-6)
         liver = [scores["liver"]["dice"] for scores in part["cases"].values()]
         assert part["structures"]["liver"]["dice"] == pytest.approx(np.mean(liver))
         low, high = part["intervals"]["structures"]["liver"]["dice"]
         assert low <= np.mean(liver) <= high
     assert report["mean"] != report["best"]["mean"]
-    out = capsys.readouterr().out
-    assert "best weights, step 4" in out
-    assert out.splitlines()[-1] == f"evaluated 4, failed 0: {run / 'evaluation.json'}"
 
 
-def test_what_is_in_one_map_only_has_the_diagonal_and_a_line_of_csv(run, store):
-    assert evaluate(run, store) == 0
+def test_what_is_in_one_map_only_has_the_diagonal_and_a_line_of_csv(evaluated):
+    run = evaluated
     # p1 has no kidney; networks of random weights find some in every scan.
     diagonal = np.hypot.reduce(np.multiply(SHAPE, SPACING))
     worst = {"dice": 0.0, "nsd": 0.0, "hd95": pytest.approx(diagonal)}
     assert report_of(run)["cases"]["p1"]["kidney"] in (worst, None)
-    rows = list(csv.DictReader((run / "evaluation.csv").open()))
+    rows = list(csv.DictReader((run / "evaluation.csv").read_text().splitlines()))
     assert len(rows) == 2 * 4 * 3
     assert {row["weights"] for row in rows} == {"last", "best"}
     row = next(
@@ -89,19 +97,16 @@ def test_what_is_in_one_map_only_has_the_diagonal_and_a_line_of_csv(run, store):
     assert float(row["dice"]) == report_of(run)["cases"]["p0"]["liver"]["dice"]
 
 
-def test_pictures_show_the_worst_the_middle_and_the_best_case(run, store):
-    assert evaluate(run, store, "weights=[last]") == 0
+def test_pictures_show_the_worst_the_middle_and_the_best_case(evaluated):
     for name in ("worst", "median", "best"):
-        with Image.open(run / "pictures" / f"evaluation_{name}.png") as picture:
+        with Image.open(evaluated / "pictures" / f"evaluation_{name}.png") as picture:
             assert min(picture.size) > 200
-    shutil.rmtree(run / "pictures")
-    assert evaluate(run, store, "weights=[last]", "pictures=false") == 0
-    assert not (run / "pictures").exists()
 
 
 def test_a_structure_that_nobody_looked_for_in_a_case_is_not_counted_there(run, tmp_path):
     partial = write_store(tmp_path / "store", cases=2, annotated=["liver", "spleen"])
-    assert evaluate(run, partial, "weights=[last]") == 0
+    assert evaluate(run, partial, "weights=[last]", "pictures=false") == 0
+    assert not (run / "pictures").exists()
     cases = report_of(run)["cases"]
     assert cases["p1"]["kidney"] is None
     assert cases["p0"]["kidney"] is not None  # its label map has one all the same
@@ -145,7 +150,10 @@ def test_what_cannot_be_evaluated_is_one_line(run, store, capsys, word, line):
 def test_weights_that_the_run_has_not_are_left_out_with_a_line(run, store, capsys):
     (run / "segmenter_best.safetensors").unlink()
     assert evaluate(run, store) == 0
-    assert "left out: " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "left out: " in out
+    assert "last weights, step 4" in out
+    assert out.splitlines()[-1] == f"evaluated 4, failed 0: {run / 'evaluation.json'}"
     assert "best" not in report_of(run)
 
 
@@ -160,16 +168,8 @@ def test_a_classifier_is_scored_by_case(store, tmp_path, capsys):
     assert report["mean"]["accuracy"] == np.mean(right)
     assert report["classes"] == {"ill": 2, "well": 2}
     assert sum(report["cases"]["p0"]["probabilities"].values()) == pytest.approx(1)
-    assert {r["case"] for r in csv.DictReader((run / "evaluation.csv").open())} == {
-        *report["cases"]
-    }
+    assert {
+        r["case"] for r in csv.DictReader((run / "evaluation.csv").read_text().splitlines())
+    } == {*report["cases"]}
     assert evaluate(run, store) == 2
     assert "targets: is missing" in capsys.readouterr().err
-
-
-def test_a_run_in_a_bucket_gets_its_evaluation_there(store, bucket):
-    from glmae_ray.paths import read_file, to_place
-
-    run = write_segmenter(f"{bucket}/run", names=STRUCTURES)
-    assert evaluate(run, store) == 0
-    assert json.loads(read_file(to_place(run) / "evaluation.json"))["weights"] == "last"
