@@ -29,7 +29,7 @@ class Reader(Protocol):
     def read_blocks(self, requests: Sequence[tuple[str, int, Box]]) -> list[Blocks]:
         """Read boxes (case, level, box in that level's voxels) as (C, Z, Y, X) blocks."""
 
-    def read_label_blocks(self, requests: Sequence[tuple[str, str, Box]]) -> list[Blocks]:
+    def read_label_blocks(self, requests: Sequence[tuple[str, str, Box | None]]) -> list[Blocks]:
         """Read boxes (case, map, box in level-0 voxels) as blocks of one channel."""
 
 
@@ -110,6 +110,20 @@ def cut_labels(
     table = output_table(source.outputs)
     for blocks, (inside, places) in zip(reader.read_label_blocks(requests), cuts, strict=True):
         blocks.pick(places, table, inside)
+
+
+def read_outputs(reader: Reader, case_id: str, outputs: Outputs) -> NDArray[np.uint8]:
+    """The whole label map of a case, (Z, Y, X), as outputs of the network.
+
+    Args:
+        reader: The store.
+        case_id: The case.
+        outputs: Value in the label map, output of the network.
+    """
+    (blocks,) = reader.read_label_blocks([(case_id, NNUNET_LABELS, None)])
+    label = np.empty(blocks.shape, np.uint8)
+    blocks.pick([np.arange(side) for side in blocks.shape], output_table(outputs), label)
+    return label
 
 
 def output_table(outputs: Outputs) -> NDArray[np.uint8]:

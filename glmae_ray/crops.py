@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from glmae_ray.config_data import CacheLimits
 from glmae_ray.config_finetune import AugmentConfig, CropsConfig, FinetuneConfig
 from glmae_ray.crop_plan import CropPlan, Points, crop_sides, label_points
-from glmae_ray.crop_voxels import CropSource, Outputs, cut_images, cut_labels, output_table
+from glmae_ray.crop_voxels import CropSource, Outputs, cut_images, cut_labels, read_outputs
 from glmae_ray.intensity import window_of
 from glmae_ray.labelled import Labelled
 from glmae_ray.reading import CaseReader, Columns, fill, room
 from glmae_ray.store.index import VolumeIndex
-from glmae_ray.store.items import NNUNET_LABELS
 from glmae_ray.structures import label_values, unknown_structures
 
 _CASES = 1024  # whose points a process keeps, 46 KB each with 15 structures
@@ -175,7 +174,4 @@ def crop_maker(
 def _points(store: str, cache: CacheLimits | None, case_id: str, outputs: Outputs) -> Points:
     """Of the structures of a case, in the order of their outputs."""
     reader = CaseReader(case_id, store=store, cache=cache)
-    (blocks,) = reader.read_label_blocks([(case_id, NNUNET_LABELS, None)])
-    label = np.empty(blocks.shape, np.uint8)
-    blocks.pick([np.arange(side) for side in blocks.shape], output_table(outputs), label)
-    return label_points(label)
+    return label_points(read_outputs(reader, case_id, outputs))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmae_ray.config_finetune import CropsConfig, EvaluateConfig
-from glmae_ray.crop_voxels import as_outputs
+from glmae_ray.crop_voxels import read_outputs
 from glmae_ray.intensity import window_of
 from glmae_ray.jobs.inspect import centre_of
 from glmae_ray.jobs.predict_inputs import StoreCase, why_unfit
@@ -20,7 +20,6 @@ from glmae_ray.models.segmenter_files import Which
 from glmae_ray.pictures import draw_planes, plane_boxes, three_planes
 from glmae_ray.reading import CaseReader
 from glmae_ray.scores import Score, score_case
-from glmae_ray.store.items import NNUNET_LABELS
 from glmae_ray.store.statistics import label_counts
 from glmae_ray.structures import label_values, unknown_structures
 from glmae_ray.volume import Shape
@@ -106,9 +105,9 @@ def tolerances(cfg: EvaluateConfig, structures: Sequence[str]) -> dict[str, floa
 
 def _truth(reader: CaseReader, row: Row, structures: Sequence[str]) -> Labels:
     """The label map of a case in the numbers of the network's outputs."""
-    (label,) = reader.read_labels([(row["case_id"], NNUNET_LABELS, None)])
     values, outputs = label_values(row), enumerate(structures, start=1)
-    return as_outputs(label, tuple((values[name], n) for n, name in outputs if name in values))
+    there = tuple((values[name], n) for n, name in outputs if name in values)
+    return read_outputs(reader, row["case_id"], there)
 
 
 def _picture(

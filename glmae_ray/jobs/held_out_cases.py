@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glmae_ray.config_finetune import FinetuneConfig
-from glmae_ray.crop_voxels import as_outputs
+from glmae_ray.crop_voxels import read_outputs
 from glmae_ray.crops import crop_maker
 from glmae_ray.engine import Engine
 from glmae_ray.labelled import Labelled
@@ -22,7 +22,6 @@ from glmae_ray.ranks import Ranks
 from glmae_ray.reading import CaseReader, UnreadableCaseError
 from glmae_ray.scores import dice_case
 from glmae_ray.sliding import Scan, Windows, mean_answer, segment
-from glmae_ray.store.items import NNUNET_LABELS
 from glmae_ray.tracking import Record, RunLog, write_event
 from glmae_ray.watch import Event
 
@@ -102,13 +101,12 @@ class HeldOutCases:
             array = reader.read_blocks([(facts["case_id"], 0, None)])[0].array()
             if self._cfg.task == "classification":
                 return self._classify(array, facts)
-            (label,) = reader.read_labels([(facts["case_id"], NNUNET_LABELS, None)])
+            truth = read_outputs(reader, facts["case_id"], self._maker.source(row).outputs)
         except UnreadableCaseError as error:
             line = f"step {step}: validated without {error}"
             event = Event("not_validated", line, {"step": step, "case": facts["case_id"]})
             write_event(to_place(self._cfg.run), event, rank=self._ranks.rank)
             return None
-        truth = as_outputs(label, self._maker.source(row).outputs)
         scan = Scan.of(array, facts, self._cfg.crops)
         predicted = segment(scan, self._predict, **self._settings)
         if log is not None and self._cfg.log.pictures and row == self._rows[0]:
