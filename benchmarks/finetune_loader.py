@@ -2,12 +2,12 @@
 
     python -m benchmarks.finetune_loader [--quick] --out FILE.json
 
-Crops a second of one process on one core, each of the same size, spacing, window and chances of
-augmentation: ours reads its chunks from the store for every crop, MONAI's CacheDataset holds every
-volume decoded, resampled and mapped. `monai_cache` is its UNETR tutorial; `monai_cache_fast` also
-keeps the voxels of foreground and background and copies no volume, which is not its default. Ways
-take turns; ratios are medians over turns that lie side by side. `kept` is what CacheDataset
-holds, and what the files of ours are on disk.
+Crops a second of CPU in one process with one thread, each way with crops of the same size, spacing,
+window and chances of augmentation: ours reads its chunks from the store for every crop, MONAI's
+CacheDataset holds every volume decoded, resampled and mapped. `monai_cache` is its UNETR tutorial;
+`monai_cache_fast` also keeps which voxels are foreground and copies no volume, which is not its
+default. Ways take turns; ratios are medians over turns that lie side by side. `kept` is what
+CacheDataset holds in memory, and what ours has on disk.
 
 Variables: GLMAE_TEST_DATA, a folder with `headneck_ct` (else phantoms take its place).
 """
@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,55 +47,63 @@ def main() -> None:
     rows: list[Row] = []
     ratios: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="glmae-bench-") as folder:
-        scratch = Path(folder)
-        sets = [
-            small(scratch / "small", most=12 if args.quick else 48),
-            clinical(scratch / "clinical", count=2 if args.quick else 6),
-        ]
-        for data in sets:
-            rates, kept, first_s = _measure(data, turns=turns, seconds=seconds)
-            for way, values in rates.items():
-                rows.append(
-                    {
-                        "data": data.name,
-                        "cases": data.cases,
-                        "way": way,
-                        "crops a second": spread(values),
-                        "kept, MB": round(kept[way] / 1e6, 1),
-                        "first crop, s": round(first_s[way], 2),
-                    }
-                )
+        for data in _sets(Path(folder), quick=args.quick):
+            found = _measure(data, turns=turns, seconds=seconds)
+            rows += [_row(data, way, one) for way, one in found.items()]
             for rival in _RIVALS:
-                pairs = zip(rates[_OURS], rates[rival], strict=True)
-                ratio = statistics.median(a / b for a, b in pairs)
+                pairs = zip(found[_OURS].rates, found[rival].rates, strict=True)
+                ratio = statistics.median(one / other for one, other in pairs)
                 ratios[f"{data.name}: {_OURS} / {rival}"] = ratio
     report("finetune_loader", rows=rows, ratios=ratios, facts=facts, out=args.out)
 
 
-def _measure(
-    data: LabelledSet, *, turns: int, seconds: float
-) -> tuple[dict[str, list[float]], dict[str, int], dict[str, float]]:
-    """Crops a second of each way in each turn, bytes kept, seconds to the first crop."""
+def _sets(scratch: Path, *, quick: bool) -> list[LabelledSet]:
+    return [
+        small(scratch / "small", most=12 if quick else 48),
+        clinical(scratch / "clinical", count=2 if quick else 6),
+    ]
+
+
+@dataclass
+class _Measured:
+    """One way on one set of cases."""
+
+    samples: Iterator[Sample]
+    kept: int  # bytes
+    first_s: float = 0.0  # to the first crop
+    rates: list[float] = field(default_factory=list)  # crops a second, a turn each
+
+
+def _measure(data: LabelledSet, *, turns: int, seconds: float) -> dict[str, _Measured]:
     cfg = _config(data)
-    samples: dict[str, Iterator[Sample]] = {}
-    kept, first_s = {_OURS: data.store_bytes}, {}
+    found: dict[str, _Measured] = {}
     for way in (_OURS, *_RIVALS):
         began = time.perf_counter()
         if way == _OURS:
-            samples[way] = ours(cfg)
+            found[way] = _Measured(ours(cfg), data.store_bytes)
         else:
-            dataset, kept[way] = cached(cfg, data.source, fast=way == _FAST)
-            samples[way] = monai(dataset, seed=0)
-        image, label = next(samples[way])
-        first_s[way] = time.perf_counter() - began
-        assert image.shape[0] == len(label) == cfg.crops.count
-        for _ in islice(samples[way], 2 * data.cases):  # points, open files, compiled loops
+            dataset, kept = cached(cfg, data.source, fast=way == _FAST)
+            found[way] = _Measured(monai(dataset, seed=0), kept)
+        image, label = next(found[way].samples)
+        found[way].first_s = time.perf_counter() - began
+        assert len(image) == len(label) == cfg.crops.count
+        for _ in islice(found[way].samples, 2 * data.cases):  # points, open files, compiled loops
             pass
-    rates: dict[str, list[float]] = {way: [] for way in samples}
     for _ in range(turns):
-        for way, made in samples.items():
-            rates[way].append(cfg.crops.count * _rate(made, seconds=seconds))
-    return rates, kept, first_s
+        for one in found.values():
+            one.rates.append(cfg.crops.count * _rate(one.samples, seconds=seconds))
+    return found
+
+
+def _row(data: LabelledSet, way: str, found: _Measured) -> Row:
+    return {
+        "data": data.name,
+        "cases": data.cases,
+        "way": way,
+        "crops a second": spread(found.rates),
+        "kept, MB": round(found.kept / 1e6, 1),
+        "first crop, s": round(found.first_s, 2),
+    }
 
 
 def _config(data: LabelledSet) -> FinetuneConfig:
@@ -104,9 +113,9 @@ def _config(data: LabelledSet) -> FinetuneConfig:
 
 
 def _rate(samples: Iterator[Sample], *, seconds: float) -> float:
-    """Samples a second over at least so many seconds."""
-    began, count = time.perf_counter(), 0
-    while (passed := time.perf_counter() - began) < seconds:
+    """Samples a second of CPU, which other work on the machine hardly changes."""
+    began, count = time.process_time(), 0
+    while (passed := time.process_time() - began) < seconds:
         next(samples)
         count += 1
     return count / passed
