@@ -15,7 +15,7 @@ from ray._private import ray_constants
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
-from glmae_ray.config import ResourcesConfig
+from glmae_ray.config_run import ResourcesConfig
 from glmae_ray.jobs import profiles
 from glmae_ray.jobs.profiles import COLLECTIVE, DRAIN, PROFILES, WATCHER, apply, exports
 
