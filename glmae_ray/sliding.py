@@ -140,6 +140,34 @@ def segment(
     return labels
 
 
+def classify(
+    array: NDArray[Any],
+    row: Mapping[str, Any],
+    predict: Predict,
+    *,
+    crops: CropsConfig,
+    inference: InferenceConfig,
+    device: torch.device | str = "cpu",
+) -> NDArray[np.float64]:
+    """Probabilities (classes,) of a case: the mean over windows that cover its foreground box.
+
+    Args:
+        array: (C, Z, Y, X) as stored.
+        row: Of the index, with the box.
+        predict: Probabilities of windows.
+        crops: Side and spacing of windows.
+        inference: Their overlap, and how many at a time.
+        device: Of the network.
+    """
+    ends = zip(row["box_start"], row["box_stop"], strict=True)
+    box = tuple(slice(start, stop) for start, stop in ends)
+    scan = Scan.of(np.ascontiguousarray(array[:, *box]), row, crops)
+    if crops.spacing is not None:
+        scan = scan.resampled(crops.spacing)
+    windows = Windows(crops.size, inference.overlap, inference.batch)
+    return mean_answer(scan, predict, windows, device=device)
+
+
 @dataclass(frozen=True)
 class Windows:
     """How windows lie over a scan.

@@ -21,7 +21,7 @@ from glmae_ray.paths import to_place
 from glmae_ray.ranks import Ranks
 from glmae_ray.reading import CaseReader, UnreadableCaseError
 from glmae_ray.scores import dice_case
-from glmae_ray.sliding import Scan, Windows, mean_answer, segment
+from glmae_ray.sliding import Scan, classify, segment
 from glmae_ray.tracking import Record, RunLog, write_event
 from glmae_ray.watch import Event
 
@@ -115,17 +115,7 @@ class HeldOutCases:
         return dice_case(predicted, truth, structures=self._maker.structures, known=known)
 
     def _classify(self, array: NDArray[Any], facts: Mapping[str, Any]) -> Scores:
-        ends = zip(facts["box_start"], facts["box_stop"], strict=True)
-        box = tuple(slice(start, stop) for start, stop in ends)
-        scan, crops = (
-            Scan.of(np.ascontiguousarray(array[:, *box]), facts, self._cfg.crops),
-            (self._cfg.crops),
-        )
-        if crops.spacing is not None:
-            scan = scan.resampled(crops.spacing)
-        inference = self._cfg.inference
-        windows = Windows(crops.size, inference.overlap, inference.batch)
-        answer = mean_answer(scan, self._predict, windows, device=self._engine.device)
+        answer = classify(array, facts, self._predict, **self._settings)
         assert self._maker.targets is not None
         return {"accuracy": float(answer.argmax() == self._maker.targets[facts["case_id"]])}
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glmae_ray.config_finetune import CropsConfig, InferenceConfig
 from glmae_ray.models.segmenter_files import Which, load_segmenter
-from glmae_ray.sliding import Scan, Windows, mean_answer, segment
+from glmae_ray.sliding import Scan, classify, segment
 
 
 class Segmenter:
@@ -84,10 +84,8 @@ class Segmenter:
         return segment(
             Scan.of(array, row, self._crops),
             self._predict,
-            crops=self._crops,
-            inference=self.inference,
-            device=self._device,
             probabilities=probabilities,
+            **self._settings,
         )
 
     def classify(self, array: NDArray[Any], row: Mapping[str, Any]) -> NDArray[np.float64]:
@@ -97,13 +95,11 @@ class Segmenter:
             array: (C, Z, Y, X) as stored.
             row: As in `label`, with the box.
         """
-        ends = zip(row["box_start"], row["box_stop"], strict=True)
-        box = tuple(slice(start, stop) for start, stop in ends)
-        scan = Scan.of(np.ascontiguousarray(array[:, *box]), row, self._crops)
-        if self._crops.spacing is not None:
-            scan = scan.resampled(self._crops.spacing)
-        windows = Windows(self._crops.size, self.inference.overlap, self.inference.batch)
-        return mean_answer(scan, self._predict, windows, device=self._device)
+        return classify(array, row, self._predict, **self._settings)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"crops": self._crops, "inference": self.inference, "device": self._device}
 
     def _predict(self, image_BCZYX: Tensor) -> Tensor:
         return self._module({"image": image_BCZYX}, task="predict")
