@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,16 +107,18 @@ def cut_labels(
         stop = tuple(int(axis.nearest[-1]) + 1 for axis in axes)
         requests.append((source.case_id, NNUNET_LABELS, (start, stop)))
         cuts.append((crop[tuple(axis.inside for axis in axes)], [axis.nearest for axis in axes]))
-    table = output_table(source.outputs)
+    table = _output_table(source.outputs)
     for blocks, (inside, places) in zip(reader.read_label_blocks(requests), cuts, strict=True):
         blocks.pick(places, table, inside)
 
 
-def output_table(outputs: Outputs) -> NDArray[np.uint8]:
-    """What each value of a label map, uint8 or int16, is for the network, (65536,); 0 where none.
+def as_outputs(label: NDArray[Any], outputs: Outputs) -> NDArray[np.uint8]:
+    """A label map, uint8 or int16 of any shape, as outputs of the network; other values are 0."""
+    return _output_table(outputs)[label if label.dtype == np.uint8 else label.view(np.uint16)]
 
-    Negative values count from the end.
-    """
+
+def _output_table(outputs: Outputs) -> NDArray[np.uint8]:
+    """What each value of a label map is for the network, (65536,); negative ones from the end."""
     table = np.zeros(2**16, np.uint8)
     for value, output in outputs:
         table[value] = output

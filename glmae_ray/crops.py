@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from glmae_ray.config_data import CacheLimits
 from glmae_ray.config_finetune import AugmentConfig, CropsConfig, FinetuneConfig
 from glmae_ray.crop_plan import CropPlan, Points, crop_sides, label_points
-from glmae_ray.crop_voxels import CropSource, Outputs, cut_images, cut_labels, output_table
+from glmae_ray.crop_voxels import CropSource, Outputs, as_outputs, cut_images, cut_labels
 from glmae_ray.intensity import window_of
 from glmae_ray.labelled import Labelled
 from glmae_ray.reading import CaseReader, Columns, fill, room
@@ -171,7 +171,5 @@ def crop_maker(
 def _points(store: str, cache: CacheLimits | None, case_id: str, outputs: Outputs) -> Points:
     """Of the structures of a case, in the order of their outputs."""
     reader = CaseReader(case_id, store=store, cache=cache)
-    (blocks,) = reader.read_label_blocks([(case_id, NNUNET_LABELS, None)])
-    label = np.empty(blocks.shape, np.uint8)
-    blocks.pick([np.arange(side) for side in blocks.shape], output_table(outputs), label)
-    return label_points(label)
+    (label,) = reader.read_labels([(case_id, NNUNET_LABELS, None)])
+    return label_points(as_outputs(label, outputs))
