@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glmae_ray.compiled import paste
+from glmae_ray.compiled import paste, pick
 
 
 class Blocks(NamedTuple):
@@ -46,3 +47,18 @@ class Blocks(NamedTuple):
         for channel, voxels in zip(self.table, box, strict=True):
             paste(self.chunks, channel, self.fill_value, self.start, voxels)
         return box
+
+    def pick(
+        self, places: Sequence[NDArray[np.int64]], values: NDArray[Any], out: NDArray[Any]
+    ) -> None:
+        """Take single voxels of the first channel, without putting the box together.
+
+        Args:
+            places: Along Z, Y and X, which voxels of the array; inside the box.
+            values: (65536,) of the result's dtype: what a voxel of uint8 or int16 becomes; negative
+                ones count from the end.
+            out: As many voxels along each axis as it has places.
+        """
+        sides = zip(places, self.chunks.shape[1:], strict=True)
+        axes = [part for place, side in sides for part in divmod(place, side)]
+        pick(self.chunks, self.table[0], self.fill_value, tuple(axes), values, out)

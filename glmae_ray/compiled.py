@@ -62,6 +62,30 @@ def _paste_plane(chunks, table, fill_value, start, z, out):  # type: ignore[no-u
 
 
 @compiled
+def pick(chunks, table, fill_value, axes, values, out):  # type: ignore[no-untyped-def]
+    """Fill `out` (Z, Y, X) with what `values` (65536,) has for single voxels of an array.
+
+    `axes`: for Z, Y and X, which chunk of the grid each output is in, and where inside of it.
+    """
+    z_grid, z_inside, y_grid, y_inside, x_grid, x_inside = axes
+    deep, high, wide = chunks.shape[1:]
+    flat = chunks.reshape(-1)
+    outside = values[np.uint16(fill_value)]
+    for z in range(len(out)):
+        for y in range(out.shape[1]):
+            line, places = out[z, y], table[z_grid[z], y_grid[y]]
+            row = (z_inside[z] * high + y_inside[y]) * wide
+            for x in range(out.shape[2]):
+                place = places[x_grid[x]]
+                if place < 0:
+                    line[x] = outside
+                else:
+                    line[x] = values[
+                        np.uint16(flat[place * deep * high * wide + row + x_inside[x]])
+                    ]
+
+
+@compiled
 def resize_planes(source, axes, plane, reduced, code, is_rounded, out):  # type: ignore[no-untyped-def]
     """`reduced` holds the newest planes of the source at the size of the output's planes."""
     chunks, table, fill_value, start = source

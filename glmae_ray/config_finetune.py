@@ -38,7 +38,8 @@ class AugmentConfig(Config):
     """Random changes of a crop, from the plan's seeds; the first four are lineage."""
 
     flips: Chances = (0.1, 0.1, 0.1)  # a mirror image along Z, Y, X
-    rotate90: Chance = 0.1  # by a multiple of 90 degrees in the plane (Y, X)
+    # By a multiple of 90 degrees in the plane (Y, X), of 180 where the sides of a crop differ.
+    rotate90: Chance = 0.1
     shift: Jitter = 0.1  # of intensities, by up to so much
     shift_chance: Chance = 0.5
     scale: Jitter = 0.0  # of intensities, by 1 +- so much
@@ -47,7 +48,7 @@ class AugmentConfig(Config):
     noise_chance: Chance = 0.0
     rotate_deg: NonNegativeFloat = 0.0  # about each axis, up to so much
     zoom: Jitter = 0.0  # by 1 +- so much
-    affine_chance: Chance = 0.0  # of a rotation and zoom
+    affine_chance: Chance = 0.0  # of a rotation and zoom, of voxels whatever their spacing
 
 
 class HeadConfig(Config):

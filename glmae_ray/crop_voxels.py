@@ -29,8 +29,8 @@ class Reader(Protocol):
     def read_blocks(self, requests: Sequence[tuple[str, int, Box]]) -> list[Blocks]:
         """Read boxes (case, level, box in that level's voxels) as (C, Z, Y, X) blocks."""
 
-    def read_labels(self, requests: Sequence[tuple[str, str, Box]]) -> list[NDArray[Any]]:
-        """Read boxes (case, map, box in level-0 voxels) as (Z, Y, X) integers."""
+    def read_label_blocks(self, requests: Sequence[tuple[str, str, Box]]) -> list[Blocks]:
+        """Read boxes (case, map, box in level-0 voxels) as blocks of one channel."""
 
 
 @dataclass(frozen=True)
@@ -106,18 +106,23 @@ def cut_labels(
         start = tuple(int(axis.nearest[0]) for axis in axes)
         stop = tuple(int(axis.nearest[-1]) + 1 for axis in axes)
         requests.append((source.case_id, NNUNET_LABELS, (start, stop)))
-        picks = np.ix_(*(axis.nearest - axis.nearest[0] for axis in axes))
-        cuts.append((crop[tuple(axis.inside for axis in axes)], picks))
-    for label, (inside, picks) in zip(reader.read_labels(requests), cuts, strict=True):
-        inside[...] = as_outputs(label, source.outputs)[picks]
+        cuts.append((crop[tuple(axis.inside for axis in axes)], [axis.nearest for axis in axes]))
+    table = _output_table(source.outputs)
+    for blocks, (inside, places) in zip(reader.read_label_blocks(requests), cuts, strict=True):
+        blocks.pick(places, table, inside)
 
 
 def as_outputs(label: NDArray[Any], outputs: Outputs) -> NDArray[np.uint8]:
-    """Values of a label map, uint8 or int16 and of any shape, as outputs; all others are 0."""
+    """A label map, uint8 or int16 of any shape, as outputs of the network; other values are 0."""
+    return _output_table(outputs)[label if label.dtype == np.uint8 else label.view(np.uint16)]
+
+
+def _output_table(outputs: Outputs) -> NDArray[np.uint8]:
+    """What each value of a label map is for the network, (65536,); negative ones from the end."""
     table = np.zeros(2**16, np.uint8)
     for value, output in outputs:
-        table[value] = output  # negative values count from the end, as they do seen as uint16
-    return table[label if label.dtype == np.uint8 else label.view(np.uint16)]
+        table[value] = output
+    return table
 
 
 class _Axis(NamedTuple):

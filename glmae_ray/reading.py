@@ -53,6 +53,10 @@ class CaseReader:
         """See `VolumeStore`; an `UnreadableCaseError` for whatever is wrong with the case."""
         return self._read(lambda store: store.read_labels(requests))
 
+    def read_label_blocks(self, requests: Any) -> Any:
+        """See `VolumeStore`; an `UnreadableCaseError` for whatever is wrong with the case."""
+        return self._read(lambda store: store.read_label_blocks(requests))
+
     def _read(self, read: Callable[[VolumeStore], Any]) -> Any:
         began = time.perf_counter()
         try:

@@ -220,7 +220,11 @@ class VolumeStore:
         return self.read_labels([(case_id, name, None)])[0]
 
     def read_labels(self, requests: Sequence[LabelRequest]) -> list[NDArray[Any]]:
-        """Boxes of label maps, each (Z, Y, X) of integers, in order; boxes may share chunks.
+        """Boxes of label maps, each (Z, Y, X) of integers, in order; see `read_label_blocks`."""
+        return [blocks.array()[0] for blocks in self.read_label_blocks(requests)]
+
+    def read_label_blocks(self, requests: Sequence[LabelRequest]) -> list[Blocks]:
+        """Boxes of label maps as blocks of one channel: each chunk is decoded once.
 
         Raises:
             KeyError: A case has no such map.
@@ -229,7 +233,7 @@ class VolumeStore:
             OSError: Disk or object store fail, or the file is damaged.
         """
         arrays = [(f"{case}/labels/{name}/0", _LABEL_KEY, box) for case, name, box in requests]
-        return [blocks.array()[0] for blocks in self._read(arrays)]
+        return self._read(arrays)
 
     def label_names(self, case_id: str, name: str = NNUNET_LABELS) -> dict[str, int]:
         """Structure name to value, as the metadata of a label map says.
