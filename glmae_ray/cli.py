@@ -28,7 +28,7 @@ VERBS: dict[str, tuple[type[JobConfig], str]] = {
     "pretrain": (PretrainConfig, "a store into a pre-trained encoder; again to continue"),
     "evaluate": (EvaluateConfig, "a finetuned run against the labels of a split of a store"),
     "predict": (PredictConfig, "label maps (out=...) of scans (source=... or store=...)"),
-    "export": (ExportConfig, "an encoder (run=...) under our, GL-MAE's or MONAI's names (out=...)"),
+    "export": (ExportConfig, "an encoder or a finetuned run as files for others (out=...)"),
     "doctor": (DoctorConfig, "what a pre-training run would cost, and whether it can start here"),
 }
 # What a verb prints, not what it does: no field of its config.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -126,16 +126,8 @@ class PretrainConfig(TrainConfig):
         if model.compile and self.engine.zero_stage == 3:
             line = "model.compile: not with engine.zero_stage 3, which takes weights out of blocks"
             yield Problem(("model.compile", "engine.zero_stage"), line)
-        for part in ("", "decoder_"):
-            width, heads = getattr(model, f"{part}width"), getattr(model, f"{part}heads")
-            fields = (f"model.{part}width", f"model.{part}heads")
-            if width % 6:
-                # Sine and cosine of three axes: six equal parts.
-                line = f"model.{part}width: {width} is not divisible by 6 (sin-cos of three axes)"
-                yield Problem(fields[:1], line)
-            if width % heads:
-                line = f"model.{part}width: {width} is not divisible by its {heads} heads"
-                yield Problem(fields, line)
+        yield from model.width_rules()
+        yield from model.width_rules("decoder_")
 
 
 class DoctorConfig(PretrainConfig):
@@ -171,15 +163,23 @@ class DemoConfig(JobConfig):
     ray: RayConfig = RayConfig()
 
 
-ExportFormat = Literal["glmae", "original", "monai_vit", "monai_vit_cls", "monai_unetr"]
+EncoderFormat = Literal["glmae", "original", "monai_vit", "monai_vit_cls", "monai_unetr"]
+SegmenterFormat = Literal["segmenter", "monai_bundle", "onnx"]
+ExportFormat = Literal[EncoderFormat, SegmenterFormat]
+_HUB = r"^[\w.-]+/[\w.-]+$"
 
 
 class ExportConfig(JobConfig):
-    """`glmae export`: an encoder under the names that other code expects."""
+    """`glmae export`: an encoder or a finetuned run in files that other code expects."""
 
     run: str  # a run's folder, or a file of an encoder
     out: str
-    formats: tuple[ExportFormat, ...] | None = None  # None: every one that the encoder fits
+    formats: tuple[ExportFormat, ...] | None = None  # None: every one that fits
+    weights: Literal["last", "best"] = "last"  # of a finetuned run
+    licence: str | None = None  # of the weights, as an SPDX name; None: the card says not stated
+    data_licence: str | None = None  # of the scans and labels behind them
+    push: Annotated[str, Field(pattern=_HUB)] | None = None  # USER/REPO on the Hugging Face Hub
+    # Of an encoder's formats.
     grid: Size | None = None  # of written positions, patches along Z, Y, X; None: the local view's
     channels: PositiveInt | None = None  # None: as many as the encoder has
     positions: Literal["file", "sincos"] = "file"  # sincos: the formula in place of the file's
@@ -188,3 +188,12 @@ class ExportConfig(JobConfig):
     axes: Literal["XYZ", "ZYX"] | None = None  # None: XYZ where the file does not say
     heads: PositiveInt | None = None  # None: width / 64 where the file does not say
     file_grid: Size | None = None  # of its positions, along its own axes; None: a cube
+
+    def rules(self) -> Iterator[Problem]:
+        """Something to write, and a local folder where it is to be pushed."""
+        if self.formats == ():
+            known = (*get_args(EncoderFormat), *get_args(SegmenterFormat))
+            yield Problem(("formats",), f"formats: is empty; known are {', '.join(known)}")
+        if self.push is not None and "://" in self.out:
+            line = f"push: needs a local folder to push from, not out={self.out}"
+            yield Problem(("push", "out"), line)

@@ -168,6 +168,8 @@ class FinetuneConfig(TrainConfig):
             yield Problem(("crops.window",), line)
         if self.model is None:
             return
+        if self.scratch:  # an encoder that is loaded may have positions of another kind
+            yield from self.model.width_rules()
         size, patch = self.crops.size, self.model.patch
         fields = ("crops.size", "model.patch")
         if any(side % part for side, part in zip(size, patch, strict=True)):

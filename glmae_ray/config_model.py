@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import PositiveInt, model_validator
 
-from glmae_ray.config_base import Config, Size
+from glmae_ray.config_base import Config, Problem, Size
 
 PRESETS: dict[str, dict[str, int]] = {
     "tiny": dict(width=192, depth=6, heads=4, decoder_width=96, decoder_depth=2, decoder_heads=2,
@@ -49,3 +50,15 @@ class ModelConfig(Config):
             return given
         preset = given.get("preset", "base")
         return {**PRESETS.get(preset if isinstance(preset, str) else "", PRESETS["base"]), **given}
+
+    def width_rules(self, part: str = "") -> Iterator[Problem]:
+        """The width of the encoder, or of the part `decoder_`, has to fit positions and heads."""
+        width, heads = getattr(self, f"{part}width"), getattr(self, f"{part}heads")
+        fields = (f"model.{part}width", f"model.{part}heads")
+        if width % 6:
+            # Sine and cosine of three axes: six equal parts.
+            line = f"model.{part}width: {width} is not divisible by 6 (sin-cos of three axes)"
+            yield Problem(fields[:1], line)
+        if width % heads:
+            line = f"model.{part}width: {width} is not divisible by its {heads} heads"
+            yield Problem(fields, line)

@@ -32,6 +32,12 @@ def test_where_all_is_known_the_sum_is_monais(case):
     torch.testing.assert_close(sum(both(logits, label, known)), monai(logits, label[:, None]))
 
 
+def test_a_crop_in_which_all_is_known_is_left_as_it_is_beside_one_in_which_it_is_not(case):
+    logits, _ = case
+    known = torch.tensor([[True] * 4, [False, True, False, True]])
+    assert torch.equal(merge_unknown(logits, known)[0], logits[0])
+
+
 def test_unknown_structures_count_as_background_and_have_no_dice(case):
     logits, label = case
     known = torch.tensor([[True] * 4, [False, True, False, True]])

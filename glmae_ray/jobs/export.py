@@ -1,157 +1,58 @@
-"""`glmae export`: an encoder into files for us, for the original GL-MAE code, and for MONAI."""
+"""`glmae export`: an encoder, or a finetuned run, in files that other code expects."""
 
 from __future__ import annotations
 
-import io
-import math
-from typing import Any
+from typing import get_args
 
-import torch
-
-from glmae_ray.config import ExportConfig, ExportFormat
+from glmae_ray.config import EncoderFormat, ExportConfig, SegmenterFormat
 from glmae_ray.errors import UserError
-from glmae_ray.models.encoder_files import load_encoder
-from glmae_ray.models.encoder_formats import (
-    Axes,
-    as_monai_unetr,
-    as_monai_vit,
-    as_original,
-    encoder_facts,
-    publish_facts,
-    publish_weights,
-    turn_sides,
-    why_no_unetr,
-)
-from glmae_ray.models.load_report import LoadReport
-from glmae_ray.models.vit3d import Encoder, Grid
-from glmae_ray.models.weight_files import WEIGHTS
+from glmae_ray.jobs import export_encoder, export_segmenter, hub
+from glmae_ray.jobs.formats import Prepared
+from glmae_ray.jobs.model_card import CARD, model_card
+from glmae_ray.models.segmenter_files import FILES
 from glmae_ray.paths import Place, publish, to_place
-
-FILES: dict[ExportFormat, str] = {
-    "glmae": WEIGHTS,
-    "original": "original.pth",
-    "monai_vit": "monai_vit.safetensors",
-    "monai_vit_cls": "monai_vit_cls.safetensors",
-    "monai_unetr": "monai_unetr.safetensors",
-}
-# Of the facts of the source, what an exported encoder keeps.
-_KEPT = ("step", "grid", "window", "window_becomes", "spacing_mm")
 
 
 def run(cfg: ExportConfig) -> None:
-    """Write the formats that are asked for; prints the report of loading and each file.
+    """Write the formats that are asked for and a model card, and push them where that is asked.
+
+    Prints what was loaded, and each file.
 
     Raises:
-        UserError: The encoder cannot be loaded, or has no place in a format; nothing was written.
+        UserError: The weights cannot be loaded, have no place in a format, or there is no token to
+            push with; nothing was written. Or the hub refuses.
     """
-    encoder, report = load_encoder(
-        cfg.run,
-        channels=cfg.channels,
-        axes=cfg.axes,
-        part=cfg.part,
-        heads=cfg.heads,
-        grid=cfg.file_grid,
-        positions=cfg.positions,
-    )
-    formats = _formats(cfg, encoder)
-    places = {name: to_place(cfg.out) / FILES[name] for name in formats}
-    source = to_place(report.source).with_suffix("")
-    if any(place.with_suffix("") == source for place in places.values()):
-        raise UserError(f"out: {cfg.out} is where the encoder comes from; name another folder")
-    grid = _grid(cfg, encoder, report) if formats != ["glmae"] else None
-    print(*report.lines(), sep="\n")
-    if cfg.grid and grid is None:
-        print("grid: has no effect on glmae, whose positions fit any grid")
-    for name, place in places.items():
-        if grid is None or name == "glmae":
-            facts = _facts("ZYX", encoder, report) | {"names": "glmae"}
-            publish_weights(place, encoder.state_dict(), facts=facts)
-        else:
-            _write_for_others(place, name, encoder, grid=grid, report=report)
-        print(f"{name}: {place}")
+    if cfg.push:
+        hub.check()
+    parts = _prepare(cfg)
+    print(*(line for part in parts for line in part.lines), sep="\n")
+    out: Place = to_place(cfg.out)
+    files: list[str] = []
+    for part in parts:
+        for name, write in part.writers.items():
+            written = write()
+            print(f"{name}: {out / written[0]}")
+            files += written
+    publish(out / CARD, model_card(cfg, parts[0].facts, files=files))
+    print(f"card: {out / CARD}")
+    if cfg.push:
+        print(f"pushed: {hub.push(cfg.push, out, files=[CARD, *files])}")
 
 
-def _formats(cfg: ExportConfig, encoder: Encoder) -> list[ExportFormat]:
-    """The formats to write, each once; says which is left out because it does not fit."""
-    obstacle = why_no_unetr(encoder)
-    if cfg.formats is not None:
-        if not cfg.formats:
-            raise UserError(f"formats: is empty; known are {', '.join(FILES)}")
-        if "monai_unetr" in cfg.formats and obstacle:
-            raise UserError(f"formats: monai_unetr does not fit: {obstacle}")
-        return list(dict.fromkeys(cfg.formats))
-    if obstacle:
-        print(f"monai_unetr: left out: {obstacle}")
-    return [name for name in FILES if not (name == "monai_unetr" and obstacle)]
-
-
-def _grid(cfg: ExportConfig, encoder: Encoder, report: LoadReport) -> Grid:
-    """Patches along Z, Y, X for which tables of positions are written.
-
-    As asked, else those of the encoder's own table, else of the local view it was trained on.
-    """
-    if grid := cfg.grid or encoder.pos_grid:
-        return grid
-    trained = report.facts.get("grid", {}).get("local")
-    if trained is None:
-        raise UserError(
-            "grid: is missing, and the file does not say which it was trained on; give "
-            "grid=[Z,Y,X], patches along each axis, or formats=[glmae], which needs none"
-        )
-    return turn_sides(tuple(trained)) if report.order == "XYZ" else tuple(trained)
-
-
-def _write_for_others(
-    place: Place, name: ExportFormat, encoder: Encoder, *, grid: Grid, report: LoadReport
-) -> None:
-    """One file with the axes X, Y, Z, positions of one grid, and facts beside it."""
-    facts = _facts("XYZ", encoder, report) | {
-        "names": name,
-        "positions": "a table of sin-cos" if encoder.pos_grid is None else "a table",
-        "position_grid": list(turn_sides(grid)),
-    }
-    if name == "original":
-        buffer = io.BytesIO()
-        torch.save(as_original(encoder, grid=grid), buffer)
-        publish(place, buffer.getvalue())
-        publish_facts(place, facts)
-        return
-    tensors = as_monai_vit(encoder, grid=grid, cls=name == "monai_vit_cls")
-    if name == "monai_unetr":
-        tensors = as_monai_unetr(encoder, grid=grid)
-    publish_weights(place, tensors, facts=facts | _for_monai(name, encoder, grid))
-
-
-def _facts(order: Axes, encoder: Encoder, report: LoadReport) -> dict[str, Any]:
-    """Of the encoder, of what its source says of its training, and of where it comes from."""
-    kept = {key: report.facts[key] for key in _KEPT if key in report.facts}
-    if "grid" in kept and order != report.order:
-        kept["grid"] = {kind: list(reversed(sides)) for kind, sides in kept["grid"].items()}
-    return encoder_facts(encoder, axes=order) | kept | {"origin": report.origin()}
-
-
-def _for_monai(name: ExportFormat, encoder: Encoder, grid: Grid) -> dict[str, Any]:
-    """The class of MONAI and its arguments, along X, Y, Z; what differs from ours."""
-    facts = encoder_facts(encoder, axes="XYZ")
-    sides = zip(turn_sides(grid), facts["patch"], strict=True)
-    arguments: dict[str, Any] = {
-        "in_channels": facts["channels"],
-        "img_size": [math.prod(pair) for pair in sides],
-        "hidden_size": facts["width"],
-        "mlp_dim": 4 * facts["width"],
-        "num_heads": facts["heads"],
-        "proj_type": "conv",
-        "qkv_bias": True,
-    }
-    if name == "monai_unetr":
-        loads = "monai.networks.nets.UNETR; the tensors are its part `vit.`"
-    else:
-        loads = "monai.networks.nets.ViT"
-        arguments |= {"patch_size": facts["patch"], "num_layers": facts["depth"]}
-    cls = (
-        "kept: set vit.cls_token to a Parameter of (1, 1, hidden_size) before loading"
-        if name == "monai_vit_cls"
-        else "dropped: patches no longer attend to it, so features differ from ours"
-    )
-    norm = "MONAI builds LayerNorm with eps 1e-5; set layer_norm_eps for equal features"
-    return {"loads_into": loads, "arguments": arguments, "cls_token": cls, "layer_norm": norm}
+def _prepare(cfg: ExportConfig) -> list[Prepared]:
+    """Load what the formats need; of a finetuned run its own formats, unless others are asked."""
+    of_segmenter = [n for n in cfg.formats or () if n in get_args(SegmenterFormat)]
+    of_encoder = [n for n in cfg.formats or () if n in get_args(EncoderFormat)]
+    finetuned = export_segmenter.is_finetuned(cfg)
+    if of_segmenter and not finetuned:
+        line = f"formats: {', '.join(of_segmenter)}: only of a finetuned run; {cfg.run} has no"
+        raise UserError(f"{line} {FILES['last']}")
+    if not finetuned and "weights" in cfg.model_fields_set:
+        print(f"weights: has no effect: {cfg.run} is no finetuned run")
+    parts = []
+    if of_segmenter or (finetuned and not of_encoder):
+        parts.append(export_segmenter.prepare(cfg, of_segmenter or None))
+    if of_encoder or not finetuned:
+        source = to_place(cfg.run) / FILES[cfg.weights] if finetuned else cfg.run
+        parts.append(export_encoder.prepare(cfg, source, of_encoder or None))
+    return parts

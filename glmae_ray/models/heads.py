@@ -5,7 +5,7 @@ Letters: B crops, C channels, ZYX voxels, N patches, E embedding, K outputs.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -49,11 +49,11 @@ def _unetr(encoder: Encoder, *, cfg: HeadConfig, size: Grid, outputs: int) -> UN
     return UNETR(encoder, size=size, outputs=outputs, feature_size=cfg.feature_size)
 
 
-def _linear(encoder: Encoder, *, cfg: HeadConfig, size: Grid, outputs: int) -> Pooled:  # noqa: ARG001
+def _linear(encoder: Encoder, *, outputs: int, **_: Any) -> Pooled:
     return Pooled(encoder, nn.Linear(_width(encoder), outputs))
 
 
-def _mlp(encoder: Encoder, *, cfg: HeadConfig, size: Grid, outputs: int) -> Pooled:  # noqa: ARG001
+def _mlp(encoder: Encoder, *, cfg: HeadConfig, outputs: int, **_: Any) -> Pooled:
     layers = nn.Linear(_width(encoder), cfg.hidden), nn.GELU(), nn.Linear(cfg.hidden, outputs)
     return Pooled(encoder, nn.Sequential(*layers))
 

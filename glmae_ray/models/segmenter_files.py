@@ -22,7 +22,7 @@ from glmae_ray.config_model import ModelConfig
 from glmae_ray.errors import UserError
 from glmae_ray.models.encoder_formats import encoder_facts, publish_weights
 from glmae_ray.models.finetuning import SHAPE, Finetuning, shape_of
-from glmae_ray.models.vit3d import Encoder
+from glmae_ray.models.vit3d import Encoder, patch_grid
 from glmae_ray.models.weight_files import FORMAT, read_safetensors
 from glmae_ray.paths import Place, to_place
 
@@ -56,16 +56,17 @@ def segmenter_facts(
         **more: `val`, figures on the validation cases, and `origin`, where the encoder comes
             from; None where they are left out.
     """
-    model = ModelConfig.model_validate(shape_of(module.encoder))
     segments = cfg.task == "segmentation"
+    grid = patch_grid(list(cfg.crops.size), module.encoder.patch)
     return encoder_facts(module.encoder) | {
         "task": cfg.task,
         "structures": list(names) if segments else [],
         "classes": [] if segments else list(names),
-        "model": model.model_dump(mode="json"),
+        "model": ModelConfig.model_validate(shape_of(module.encoder)).model_dump(mode="json"),
         "head": cfg.head.model_dump(mode="json"),
         "crops": cfg.crops.model_dump(mode="json"),
         "inference": cfg.inference.model_dump(mode="json"),
+        "grid": {"crop": list(grid)},
         "modality": sorted(modality),
         "step": step,
         "weights": weights,
@@ -117,7 +118,7 @@ def _build(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Finetunin
         # Stand-ins: a module has nothing of these.
         store="",
         run="",
-        init="none",
+        init="",
         steps=1,
         global_batch=1,
         targets="",

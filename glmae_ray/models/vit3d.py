@@ -257,7 +257,7 @@ class Encoder(nn.Module):
         positions = self.positions(grid)
         x = x + (positions[1:] if kept_BK is None else positions[1:][kept_BK])
         cls = (self.cls_token + positions[0]).to(x.dtype)
-        return torch.cat([cls.expand(len(x), -1, -1), x], dim=1)
+        return torch.cat([cls.expand(x.shape[0], -1, -1), x], dim=1)
 
 
 def run_blocks(

@@ -1,4 +1,4 @@
-"""`glmae export` through its door: files for us, the original code and MONAI, and bad input."""
+"""`glmae export` of an encoder: files for us, the original code and MONAI, and bad input."""
 
 from __future__ import annotations
 
@@ -43,11 +43,15 @@ def test_an_export_leaves_every_format_that_fits_and_says_which_does_not(tmp_pat
     assert main(["export", f"run={run}", f"out={out}"]) == 0
     stems = {"encoder", "monai_vit", "monai_vit_cls"}
     files = {f"{stem}.{end}" for stem in stems for end in ("safetensors", "json")}
-    assert {file.name for file in out.iterdir()} == files | {"original.pth", "original.json"}
+    files |= {"original.pth", "original.json", "README.md"}
+    assert {file.name for file in out.iterdir()} == files
     lines = capsys.readouterr().out.splitlines()
     assert "monai_unetr: left out: MONAI's UNETR has 12 blocks" in lines[0]
     assert "axes: ZYX, as the file says" in lines
-    assert lines[-1] == f"monai_vit_cls: {out / 'monai_vit_cls.safetensors'}"
+    assert lines[-2:] == [
+        f"monai_vit_cls: {out / 'monai_vit_cls.safetensors'}",
+        f"card: {out / 'README.md'}",
+    ]
 
 
 @pytest.mark.parametrize("name", ["encoder.safetensors", "original.pth"])
@@ -138,7 +142,8 @@ def test_an_export_to_a_bucket_is_loaded_from_there(tmp_path, bucket):
     ("word", "line"),
     [
         ("formats=[monai_unetr]", "formats: monai_unetr does not fit: MONAI's UNETR has 12 blocks"),
-        ("formats=[onnx]", "formats: 'onnx' is wrong"),
+        ("formats=[torch]", "formats: 'torch' is wrong"),
+        ("formats=[onnx]", "formats: onnx: only of a finetuned run; "),
         ("formats=[]", "formats: is empty; known are glmae, original"),
         ("run=nowhere", "has no encoder.safetensors, which a run writes at its end"),
         ("run=nowhere.pth", "nowhere.pth: no such file"),
@@ -166,9 +171,10 @@ def test_an_export_does_not_write_over_its_source(tmp_path, capsys):
 
 def test_a_setting_without_effect_is_told(tmp_path, capsys):
     run, out = write_run(tmp_path / "run"), tmp_path / "out"
-    words = ["formats=[glmae]", "heads=4", "file_grid=3", "grid=3"]
+    words = ["formats=[glmae]", "heads=4", "file_grid=3", "grid=3", "weights=best"]
     assert main(["export", f"run={run}", f"out={out}", *words]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert f"weights: has no effect: {run} is no finetuned run" in lines
     assert "warning: heads=4 has no effect on this file" in lines
     assert "warning: grid=(3, 3, 3) has no effect on this file" in lines
     assert "grid: has no effect on glmae, whose positions fit any grid" in lines

@@ -1,4 +1,4 @@
-"""What the tests of models share: one thread, and a CUDA device, where there is one."""
+"""What the tests of models share: one thread, an S3 server, a CUDA device where there is one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
+from tests.store.object_store import bucket, s3_server
+
+__all__ = ["bucket", "cuda", "one_thread", "s3_server"]
 
 
 @pytest.fixture(autouse=True)

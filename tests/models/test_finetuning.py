@@ -90,6 +90,12 @@ def test_a_baseline_of_random_weights_has_positions():
     assert torch.cdist(positions[1:], positions[1:]).fill_diagonal_(1).min() > 0.1
 
 
+def test_a_width_without_positions_is_refused_before_anything_is_built():
+    with pytest.raises(UserError, match=r"model.width: 32 is not divisible by 6"):
+        finetune_config("model.width=32")
+    assert finetune_config("model.width=32", "init=theirs.pth").model.width == 32
+
+
 def write_encoder(folder, **shape):
     sizes = dict(channels=2, patch=(8, 4, 2), width=24, depth=3, heads=2) | shape
     encoder = Encoder(**sizes)

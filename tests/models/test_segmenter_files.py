@@ -15,11 +15,11 @@ from glmae_ray.paths import to_place
 from tests.models.finetunes import CLASSIFIES, SIZE, finetune_config, finetuning
 
 
-def publish(run, *words, names=("liver", "spleen"), weights="last", **more):
+def publish(run, *words, names=("liver", "spleen"), weights="last", modality=("CT",), **more):
     module = finetuning(*words, outputs=len(names) + ("task=classification" not in words))
     cfg = finetune_config(*words)
     facts = segmenter_facts(
-        cfg, module, names=names, modality=["CT"], step=4, weights=weights, **more
+        cfg, module, names=names, modality=list(modality), step=4, weights=weights, **more
     )
     publish_segmenter(to_place(run), module, facts=facts)
     return module.eval(), facts
