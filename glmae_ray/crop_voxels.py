@@ -107,7 +107,7 @@ def cut_labels(
         stop = tuple(int(axis.nearest[-1]) + 1 for axis in axes)
         requests.append((source.case_id, NNUNET_LABELS, (start, stop)))
         cuts.append((crop[tuple(axis.inside for axis in axes)], [axis.nearest for axis in axes]))
-    table = output_table(source.outputs)
+    table = _output_table(source.outputs)
     for blocks, (inside, places) in zip(reader.read_label_blocks(requests), cuts, strict=True):
         blocks.pick(places, table, inside)
 
@@ -122,15 +122,12 @@ def read_outputs(reader: Reader, case_id: str, outputs: Outputs) -> NDArray[np.u
     """
     (blocks,) = reader.read_label_blocks([(case_id, NNUNET_LABELS, None)])
     label = np.empty(blocks.shape, np.uint8)
-    blocks.pick([np.arange(side) for side in blocks.shape], output_table(outputs), label)
+    blocks.pick([np.arange(side) for side in blocks.shape], _output_table(outputs), label)
     return label
 
 
-def output_table(outputs: Outputs) -> NDArray[np.uint8]:
-    """What each value of a label map, uint8 or int16, is for the network, (65536,); 0 where none.
-
-    Negative values count from the end.
-    """
+def _output_table(outputs: Outputs) -> NDArray[np.uint8]:
+    """What each value of a label map is for the network, (65536,); negative ones from the end."""
     table = np.zeros(2**16, np.uint8)
     for value, output in outputs:
         table[value] = output

@@ -183,8 +183,8 @@ def _outline(axis: Axes, plane: Plane, *, value: int, colour: Colour) -> None:
     for labels, style in ((plane.labels, "solid"), (plane.predicted, "dashed")):
         mask = np.zeros(1, bool) if labels is None else labels == value
         if mask.any() and not mask.all():
-            lines: dict[str, Any] = {"colors": [colour], "linewidths": 1.0, "linestyles": style}
-            axis.contour(mask[:, ::-1], levels=[0.5], **lines)
+            lines: dict[str, Any] = {"linewidths": 1.0, "linestyles": style}
+            axis.contour(mask[:, ::-1], levels=[0.5], colors=[colour], **lines)
 
 
 def _add_legend(figure: Figure, colours: Mapping[str, Colour], *, columns: int) -> None:

@@ -100,8 +100,8 @@ def share_all_weights() -> None:
     """Let ZeRO 3 cut up small weights too: it leaves whole what is below 100,000 numbers."""
     settings = glmae_ray.engine._settings
 
-    def strict(cfg: PretrainConfig) -> dict[str, Any]:
-        made = settings(cfg)
+    def strict(cfg: PretrainConfig, trained: int) -> dict[str, Any]:
+        made = settings(cfg, trained)
         made["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         return made
 

@@ -114,3 +114,15 @@ def test_many_structures_fit_under_the_planes():
     assert extent.y0 >= 0
     assert extent.x0 >= 0
     assert min(axis.get_window_extent().y0 for axis in figure.axes) >= extent.y1
+
+
+def test_a_prediction_is_outlined_in_dashes_beside_the_labels():
+    labels, predicted = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
+    labels[1:9, 10:20, 12:26], predicted[1:9, 10:20, 8:22] = 1, 1
+    volume = np.zeros((1, *SHAPE))
+    given = three_planes(cut(volume), cut(labels), spacing=SPACING, predicted=cut(predicted))
+    figure = draw_planes(given, title="t", windows=[(0.0, 1.0)], structures={"liver": 1})
+    solid, dashed = figure.axes[0].collections
+    ends = [line.get_paths()[0].get_extents().x0 for line in (solid, dashed)]
+    assert ends[0] < ends[1]  # X runs to the left
+    assert (solid.get_linestyle()[0][1], dashed.get_linestyle()[0][1] is None) == (None, False)

@@ -181,18 +181,16 @@ def test_a_skipped_step_moves_neither_teacher_nor_centre_and_forgets_what_it_saw
         assert torch.equal(value, expected), name
 
 
-class _Plan:
-    def case(self, number: int) -> int:
-        return number % 3
-
-
 class _Index:
     def at(self, row: int) -> dict[str, str]:
         return {"case_id": f"case-{row}"}
 
 
 class _Maker:
-    plan, index = _Plan(), _Index()
+    index = _Index()
+
+    def case(self, number: int) -> int:
+        return number % 3
 
 
 @pytest.mark.parametrize("words", [(), (TWO,), (TWO, "engine.micro_batch=1")])

@@ -54,7 +54,7 @@ def over_cases(
     import ray  # after ray_session has set what Ray reads when it is imported
 
     crew = _crew(ray.cluster_resources(), ray.nodes(), workers)
-    kind = ray.remote(num_cpus=crew.cpus, num_gpus=crew.gpus, max_restarts=-1)(make)
+    kind = ray.remote(num_cpus=crew.cpus, num_gpus=crew.gpus)(make)
     idle = [kind.remote(*args) for _ in range(min(crew.actors, len(todo)))]
     queue, flying = iter(todo), {}
     while True:
@@ -65,16 +65,18 @@ def over_cases(
             return
         (done,), _ = ray.wait(list(flying), num_returns=1)
         actor, item = flying.pop(done)
-        idle.append(actor)
         try:
-            yield item, ray.get(done)
+            result = ray.get(done)
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
             if getattr(error, "actor_init_failed", False):
                 raise UserError(f"workers cannot start: {str(error).splitlines()[-1]}") from None
             line = " ".join(str(error).split())[:200]
-            yield item, Died(f"the process at it died ({line}); too large for the memory?")
+            result = Died(f"the process at it died ({line}); too large for the memory?")
+            actor = kind.remote(*args)
         except ray.exceptions.RayTaskError as error:
             raise (error.cause or error) from None
+        idle.append(actor)
+        yield item, result
 
 
 def _crew(total: dict[str, float], nodes: Sequence[Any], workers: int | None) -> _Crew:

@@ -53,10 +53,11 @@ def run(cfg: EvaluateConfig) -> None:
     with ray_session(cfg.ray):
         taken = over_cases(Evaluator, cfg, [*segmenters], todo=rows, workers=cfg.workers)
         for row, outcome in with_progress(taken, len(rows), what="evaluate"):
+            case = row["case_id"]
             if isinstance(outcome, Evaluated):
-                done[row["case_id"]] = outcome
+                done[case] = outcome
             else:
-                faults[row["case_id"]] = outcome.reason
+                faults[case] = f"case {case}: {outcome.reason}"
     for reason in list(faults.values())[:_NAMED]:
         print(f"not evaluated: {reason}")
     if not done:
@@ -103,7 +104,7 @@ def _targets(cfg: EvaluateConfig, classes: Sequence[str]) -> dict[str, int]:
     return {case: classes.index(name) for case, name in targets.items() if name in classes}
 
 
-def _rows(cfg: EvaluateConfig, segmenter: Segmenter, targets: Mapping[str, int]) -> list[Row]:
+def _rows(cfg: EvaluateConfig, segmenter: Segmenter, targets: Mapping[str, int]) -> Sequence[Row]:
     """The labelled cases of the split, by id; says how many others there are."""
     index = VolumeIndex.read(cfg.store)
     wanted = f"split == {cfg.split!r}" if cfg.where is None else cfg.where

@@ -69,13 +69,13 @@ class Evaluator:
         try:
             return self._evaluate(row)
         except Exception as error:
-            case, reason = f"case {row['case_id']}: ", " ".join(str(error).split()) or repr(error)
-            return Failed(case + reason.removeprefix(case))
+            reason = " ".join(str(error).split()) or repr(error)
+            return Failed(reason.removeprefix(f"case {row['case_id']}: "))
 
     def _evaluate(self, row: Row) -> Evaluated | Failed:
         first = next(iter(self._segmenters.values()))
         if reason := why_unfit(StoreCase(self._cfg.store, row), first.facts):
-            return Failed(f"case {row['case_id']}: {reason}")
+            return Failed(reason)
         reader = CaseReader(row["case_id"], store=self._cfg.store)
         array = reader.read_blocks([(row["case_id"], 0, None)])[0].array()
         if first.classifies:

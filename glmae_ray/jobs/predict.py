@@ -16,11 +16,11 @@ from typing import Any
 from glmae_ray.config_finetune import PredictConfig
 from glmae_ray.errors import UserError
 from glmae_ray.jobs import dicom_seg
-from glmae_ray.jobs.case_workers import over_cases
+from glmae_ray.jobs.case_workers import Died, over_cases
 from glmae_ray.jobs.ingest_tasks import read_headers
 from glmae_ray.jobs.predict_inputs import Case, FileCase, StoreCase, why_unfit
 from glmae_ray.jobs.predict_outputs import Outputs
-from glmae_ray.jobs.predict_worker import Predicted, Predictor, Todo
+from glmae_ray.jobs.predict_worker import Predictor, Refused, Todo
 from glmae_ray.jobs.progress import with_progress
 from glmae_ray.jobs.ray_session import ray_session
 from glmae_ray.jobs.segmenting import Segmenter
@@ -68,8 +68,10 @@ def _predict(todo: Sequence[Todo], cfg: PredictConfig) -> Refusals:
     refused = {}
     taken = over_cases(Predictor, cfg, todo=todo, workers=cfg.workers) if todo else iter(())
     for one, outcome in with_progress(taken, len(todo), what="predict"):
-        if not isinstance(outcome, Predicted):
+        if isinstance(outcome, Refused):
             refused[one.case.source] = outcome.reason
+        elif isinstance(outcome, Died):
+            refused[one.case.source] = f"{one.case.source}: {outcome.reason}"
         elif outcome.note:
             print(outcome.note, flush=True)
     return refused
@@ -160,7 +162,7 @@ def _pending(cases: Sequence[Case], made_by: Mapping[str, Any], outputs: Outputs
     """
     todo = []
     for case in cases:
-        wanted = {**made_by, "stamp": case.stamp, "dicom_seg": getattr(case, "dicom_seg", False)}
+        wanted = {**made_by, "stamp": case.stamp, "dicom_seg": case.dicom_seg}
         kept = (outputs.record(case.case_id) or {}).get("made_by")
         if kept is not None and kept.get("segmenter") != wanted["segmenter"]:
             other = f"{kept.get('run')}, {kept.get('weights')} weights, step {kept.get('step')}"

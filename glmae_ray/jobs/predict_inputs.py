@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +115,7 @@ class StoreCase:
 
     store: str
     row: Row
+    dicom_seg: ClassVar[bool] = False  # its series may be anywhere by now
 
     @property
     def case_id(self) -> str:

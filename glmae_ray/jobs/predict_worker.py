@@ -98,7 +98,7 @@ class Predictor:
             found = {"class": names[shares.argmax()]}
             return found | {"probabilities": dict(zip(names, shares.tolist(), strict=True))}, ""
         labels = self._label(case, source)
-        note = "" if source.references is None else self._write_segmentation(case, source, labels)
+        note = self._write_segmentation(case, source, labels) if case.dicom_seg else ""
         write_nifti(self._outputs.label_map(case.case_id), labels, source)
         return {"structures": _volumes(labels, names, source)}, note
 
@@ -115,7 +115,8 @@ class Predictor:
 
     def _write_segmentation(self, case: Case, source: Input, labels: NDArray[np.uint8]) -> str:
         """Write the DICOM-SEG; why there is none."""
-        assert source.references is not None
+        if source.references is None:
+            return f"{case.source}: no DICOM-SEG, it is in several files of several frames"
         own, names = source.to_own_axes(labels), self._segmenter.names
         try:
             file = encode_segmentation(own, source.references, structures=names)

@@ -26,6 +26,7 @@ ALL = pytest.mark.parametrize("name", list(PROFILES))
 @pytest.fixture(autouse=True)
 def _environment_as_before(monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.pop(WATCHER, None)
     for profile in PROFILES.values():
         for variable in (*profile.driver, *profile.start):
             os.environ.pop(variable, None)

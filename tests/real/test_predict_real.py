@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import highdicom
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
 from glmae_ray.cli import main
@@ -36,7 +38,8 @@ def test_of_every_tricky_file_there_is_a_label_map_in_place_or_a_reason(
 ):
     assert predict(run, real_data / "tricky", tmp_path) == 0
     records = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
-    refused = {row["source"] for row in csv.DictReader((tmp_path / "refused.csv").open())}
+    lines = (tmp_path / "refused.csv").read_text().splitlines()
+    refused = {row["source"] for row in csv.DictReader(lines)}
     line = capsys.readouterr().out.splitlines()[-1]
     assert line == f"predicted {len(records)}, already there 0, refused {len(refused)}"
     names = {record["case"] for record in records}
@@ -57,10 +60,30 @@ def test_of_every_tricky_file_there_is_a_label_map_in_place_or_a_reason(
         np.testing.assert_array_equal(labels.affine, source.affine, err_msg=record["case"])
 
 
+def in_a_frame(series: Path, to: Path) -> Path:
+    """A copy that says in which frame of reference it lies, as a DICOM-SEG has to."""
+    to.mkdir()
+    for number, path in enumerate(sorted(p for p in series.iterdir() if p.is_file())):
+        header = pydicom.dcmread(path)
+        header.FrameOfReferenceUID = "1.2.826.0.1.3680043.8.498.1"
+        header.save_as(to / f"{number}.dcm")
+    return to
+
+
+def test_a_series_without_a_frame_of_reference_gets_no_segmentation_and_says_why(
+    run, real_data, tmp_path, capsys
+):
+    assert predict(run, real_data / "dicom_ok" / "ge_anatomical/001", tmp_path) == 0
+    assert "no DICOM-SEG" in (told := capsys.readouterr().out)
+    assert "FrameOfReferenceUID is missing" in told
+    assert [*tmp_path.glob("*.nii.gz")]
+    assert not [*tmp_path.glob("*.seg.dcm")]
+
+
 @pytest.mark.parametrize("series", ["ge_anatomical/001", "generic_anatomical/002_non_isotropic"])
 def test_a_dicom_series_and_its_nifti_file_get_the_same_labels(run, real_data, tmp_path, series):
     folder = real_data / "dicom_ok" / series
-    assert predict(run, folder, tmp_path / "dicom") == 0
+    assert predict(run, in_a_frame(folder, tmp_path / "in"), tmp_path / "dicom") == 0
     truth = f"{folder}_ground_truth.nii.gz"
     assert predict(run, truth, tmp_path / "nifti") == 0
     (one,), (other,) = ([*(tmp_path / name).glob("*.nii.gz")] for name in ("dicom", "nifti"))
