@@ -53,6 +53,7 @@ class Meetings:
         self._saved = time.monotonic()
         self._save_s: float | None = None
         self._left: set[str] = set()  # nodes for whose end a checkpoint was made
+        self._seen: set[str] = set()  # the same, before it was known how long one takes
 
     def saved(self, *, took_s: float | None) -> None:
         """Take note of a checkpoint, and how long one takes until it is written, if it is known."""
@@ -93,7 +94,10 @@ class Meetings:
         nodes = set(notice.preempted_node_ids)
         if nodes <= self._left:
             return False
-        if notice.deadline_ms is not None and self._save_s is not None:
+        if notice.deadline_ms is not None:
+            if self._save_s is None:  # at once, and late again when it is known how long one takes
+                is_new, self._seen = not nodes <= self._seen, self._seen | nodes
+                return is_new
             left_s = notice.deadline_ms / 1000 - time.time()
             # The next meeting would be too late.
             if left_s > 2 * wait_s + 2 * self._save_s + _MARGIN_S:

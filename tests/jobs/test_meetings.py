@@ -167,6 +167,15 @@ def test_where_it_is_not_known_how_long_a_checkpoint_takes_it_is_time_at_once(wo
     assert [step for step, orders in found.items() if orders.save] == [1]
 
 
+def test_what_is_saved_at_once_is_saved_again_late_when_it_is_known_how_long_that_takes(world):
+    where = meet()
+    world.goes("a", in_s=60)
+    found = train(where, world, range(1, 60), step_s=1.0, save_s=1.0)
+    first, late = (step for step, orders in found.items() if orders.save)
+    assert first == 1
+    assert 45 < late < 58
+
+
 def test_another_node_that_goes_is_saved_for_as_well(world):
     where = meet()
     where.saved(took_s=1.0)
