@@ -107,11 +107,11 @@ def measure(way: str, name: str, folder: Path, *, keep: bool = False) -> dict[st
     predict, volume = network(name), np.load(folder / "phantom.npy")
     WAYS[way](volume[:96, :96, :96], lambda x: x.expand(-1, OUTPUTS, -1, -1, -1), None)
     Path("/proc/self/clear_refs").write_text("5")
-    start = time.perf_counter()
+    start, work = time.perf_counter(), time.process_time()
     labels = WAYS[way](volume, predict, folder / way if keep else None)
-    seconds, peak = time.perf_counter() - start, peak_mib()
+    seconds, cpu, peak = time.perf_counter() - start, time.process_time() - work, peak_mib()
     np.save(folder / f"{way}-{name}.npy", labels)
-    return {"seconds": seconds, "peak MiB": peak}
+    return {"seconds": seconds, "seconds of CPU": cpu, "peak MiB": peak}
 
 
 def farthest(folder: Path) -> float:
@@ -139,7 +139,7 @@ def main() -> None:
             for _ in range(repeats):
                 for way, runs in found.items():  # in turn: what else the machine does hits both
                     runs.append(alone(way, name, folder))
-            for key in ("seconds", "peak MiB"):
+            for key in ("seconds", "seconds of CPU", "peak MiB"):
                 spreads = [spread([run[key] for run in runs]) for runs in found.values()]
                 rows += [{"what": f"{name}, {key}", **dict(zip(WAYS, spreads, strict=True))}]
                 first, second = (figures["median"] for figures in spreads)
