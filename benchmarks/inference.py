@@ -105,7 +105,7 @@ def peak_mib() -> float:
 def measure(way: str, name: str, folder: Path, *, keep: bool = False) -> dict[str, float]:
     """Label the phantom in this process, libraries and voxels loaded before the clock starts."""
     predict, volume = network(name), np.load(folder / "phantom.npy")
-    WAYS[way](volume[:96, :96, :96], lambda x: x.expand(-1, OUTPUTS, -1, -1, -1), None)
+    WAYS[way](volume[:96, :96, :96], lambda x: x.repeat(1, OUTPUTS, 1, 1, 1), None)
     Path("/proc/self/clear_refs").write_text("5")
     start, work = time.perf_counter(), time.process_time()
     labels = WAYS[way](volume, predict, folder / way if keep else None)
