@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from glmae_ray import views
 from glmae_ray.blocks import Blocks
 from glmae_ray.intensity import Window
 from glmae_ray.resizing import axis_taps, resize
@@ -23,14 +24,11 @@ from glmae_ray.views import Box, Size, choose_level
 Outputs = tuple[tuple[int, int], ...]  # value in a label map, output of the network
 
 
-class Reader(Protocol):
-    """What a crop needs of a store."""
-
-    def read_blocks(self, requests: Sequence[tuple[str, int, Box]]) -> list[Blocks]:
-        """Read boxes (case, level, box in that level's voxels) as (C, Z, Y, X) blocks."""
+class Reader(views.Reader, Protocol):
+    """What a crop needs of a store, beside what a view does."""
 
     def read_label_blocks(self, requests: Sequence[tuple[str, str, Box | None]]) -> list[Blocks]:
-        """Read boxes (case, map, box in level-0 voxels) as blocks of one channel."""
+        """Read boxes (case, map, box in level-0 voxels) as (1, Z, Y, X) blocks of integers."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,80 +16,46 @@ from glmae_ray.crop_plan import CropPlan, Points, crop_sides, label_points
 from glmae_ray.crop_voxels import CropSource, Outputs, cut_images, cut_labels, read_outputs
 from glmae_ray.intensity import window_of
 from glmae_ray.labelled import Labelled
-from glmae_ray.reading import CaseReader, Columns, fill, room
-from glmae_ray.store.index import VolumeIndex
-from glmae_ray.structures import label_values, unknown_structures
+from glmae_ray.reading import CaseReader, Columns, Maker
+from glmae_ray.structures import outputs_of, unknown_structures
 
 _CASES = 1024  # whose points a process keeps, 46 KB each with 15 structures
 
 
 @dataclass(frozen=True)
-class CropMaker:
-    """Makes the columns of any sample; plain data that travels with every task.
+class CropMaker(Maker):
+    """Makes labelled crops.
+
+    `image` is float32 (B, V, C, Z, Y, X), intensities mapped and augmented. Of segmentation `label`
+    is uint8 (B, V, Z, Y, X), 0 to K, and `known` bool (B, V, K + 1), whether the label map tells an
+    output from background (background is known where all structures are); of classification
+    `target` is int64 (B, V).
 
     Attributes:
-        store: The store; each process opens it once.
-        index: The cases, in the order in which the plan counts them.
-        plan: Sample number -> case, boxes, seeds.
         crops: How many of a sample, how large, which intensities.
         structures: In the order of the outputs behind the background.
         targets: Of classification: case id -> its class; None: of segmentation.
         augment: What is changed at random; None: nothing.
-        stand_in: Whether another case stands in for one that cannot be read.
-        threads: How many samples are made at a time in one call.
-        cache: Where chunks from an object store are kept on this machine.
     """
 
-    store: str
-    index: VolumeIndex
     plan: CropPlan
     crops: CropsConfig
     structures: tuple[str, ...]
     targets: Mapping[str, int] | None = None
     augment: AugmentConfig | None = None
-    stand_in: bool = False
-    threads: int = 1
-    cache: CacheLimits | None = None
-
-    def make(self, rows: Mapping[str, NDArray[Any]]) -> Columns:
-        """Make the samples whose numbers are in `rows["number"]`.
-
-        Returns:
-            What `reading.room` names; `image` float32 (B, V, C, Z, Y, X), intensities mapped and
-            augmented; of segmentation `label` uint8 (B, V, Z, Y, X), 0 to K, and `known` bool
-            (B, V, K + 1), whether the label map tells an output from background (background is
-            known where all structures are); of classification `target` int64 (B, V).
-
-        Raises:
-            UnreadableCaseError: A case cannot be read, and none is to stand in.
-            UserError: The object store refuses.
-        """
-        columns = self._room(np.asarray(rows["number"], dtype=np.int64))
-        make = functools.partial(self._make, columns)
-        passes, threads = self.plan.passes, self.threads
-        fill(columns, make, passes=passes, stand_in=self.stand_in, threads=threads)
-        return columns
-
-    def case(self, number: int) -> int:
-        """Row of the case that the plan has for a sample."""
-        return self.plan.case(number)
 
     def source(self, case: int) -> CropSource:
         """The facts about the case of a row."""
         row = self.index.at(case)
         z, y, x = row["shape"]
-        window, values = window_of(row, self.crops), label_values(row)
+        window = window_of(row, self.crops)
         return CropSource(
             case_id=row["case_id"],
             shape=(z, y, x),
             factors=tuple(tuple(factors) for factors in row["factors"]),
             window=window,
             air=window.air(row["minimum"]),
-            outputs=tuple(
-                (values[name], output)
-                for output, name in enumerate(self.structures, start=1)
-                if name in values
-            ),
+            outputs=outputs_of(row, self.structures),
         )
 
     def known(self, case: int) -> NDArray[np.bool_]:
@@ -104,11 +69,10 @@ class CropMaker:
             return []
         return _points(self.store, self.cache, source.case_id, source.outputs)
 
-    def _room(self, numbers: NDArray[np.int64]) -> Columns:
-        """Columns to be filled."""
-        shape = len(numbers), self.crops.count
+    def _room(self, count: int) -> Columns:
+        shape = count, self.crops.count
         channels, size = int(self.index.at(0)["channels"]), self.crops.size
-        columns = room(numbers) | {"image": np.empty((*shape, channels, *size), np.float32)}
+        columns: Columns = {"image": np.empty((*shape, channels, *size), np.float32)}
         if self.targets is not None:
             return columns | {"target": np.empty(shape, np.int64)}
         known = np.empty((*shape, 1 + len(self.structures)), bool)

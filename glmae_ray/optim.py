@@ -75,7 +75,7 @@ def parameter_groups(
 
 def layer_groups(
     module: nn.Module, *, weight_decay: float, lr: float, layer_decay: float = 1.0
-) -> list[dict[str, Any]]:
+) -> list[Group]:
     """Groups of `parameter_groups` for each layer of the module's encoder, and for its head.
 
     The rate of a layer is that of the one above it times `layer_decay`, as in finetuning of BEiT

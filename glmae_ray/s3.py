@@ -46,7 +46,7 @@ def options() -> dict[str, Any]:
             "read_timeout": SILENCE_S,
             "retries": {"mode": "standard", "total_max_attempts": TRIES},
             # Shards and checkpoints bring checksums of their own, and many servers know no other
-            # than MD5; a second one takes a core a third of a second a gigabyte.
+            # than MD5; a second one takes a core a quarter of a second a gigabyte.
             "request_checksum_calculation": "when_required",
         },
     }

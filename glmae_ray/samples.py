@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from glmae_ray.config import PretrainConfig
-from glmae_ray.config_data import CacheLimits, ViewsConfig
+from glmae_ray.config_data import ViewsConfig
 from glmae_ray.intensity import percentiles
-from glmae_ray.reading import CaseReader, Columns, fill, room
+from glmae_ray.reading import CaseReader, Columns, Maker
 from glmae_ray.sampling import Plan
 from glmae_ray.store.index import VolumeIndex
 from glmae_ray.store.selection import columns_to_select, select_cases
@@ -30,58 +28,28 @@ _REDRAWS = 8  # a view that is still air then stays: its case is nearly empty
 
 
 @dataclass(frozen=True)
-class SampleMaker:
-    """Makes the columns of any sample; plain data that travels with every task.
+class SampleMaker(Maker):
+    """Makes views.
+
+    Of each kind they are int16 (B, V, C, Z, Y, X), its mask seeds int64 (B, V); `window` float32
+    (B, C, 2) has the values that become 0 and 1.
 
     Attributes:
-        store: The store; each process opens it once.
-        index: The cases, in the order in which the plan counts them.
-        plan: Sample number -> case, boxes, seeds.
         views: Counts and sizes.
         kinds: The kinds of view that the loss uses.
-        stand_in: Whether another case stands in for one that cannot be read.
-        threads: How many samples are made at a time in one call.
-        cache: Where chunks from an object store are kept on this machine.
     """
 
-    store: str
-    index: VolumeIndex
     plan: Plan
     views: ViewsConfig
     kinds: tuple[str, ...]
-    stand_in: bool = False
-    threads: int = 1
-    cache: CacheLimits | None = None
-
-    def make(self, rows: Mapping[str, NDArray[Any]]) -> Columns:
-        """Make the samples whose numbers are in `rows["number"]`.
-
-        Returns:
-            What `reading.room` names; a kind's views int16 (B, V, C, Z, Y, X) and its mask seeds
-            int64 (B, V); `window` float32 (B, C, 2), the values that become 0 and 1.
-
-        Raises:
-            UnreadableCaseError: A case cannot be read, and none is to stand in.
-            UserError: The object store refuses.
-        """
-        columns = self._room(np.asarray(rows["number"], dtype=np.int64))
-        make = functools.partial(self._make, columns)
-        passes, threads = self.plan.passes, self.threads
-        fill(columns, make, passes=passes, stand_in=self.stand_in, threads=threads)
-        return columns
-
-    def case(self, number: int) -> int:
-        """Row of the case that the plan has for a sample."""
-        return self.plan.case(number)
 
     def source(self, case: int) -> Source:
         """The facts about the case of a row."""
         return _source(self.index.at(case), self.views.window)
 
-    def _room(self, numbers: NDArray[np.int64]) -> Columns:
-        """Columns to be filled."""
-        count, channels = len(numbers), int(self.index.at(0)["channels"])
-        columns = room(numbers) | {"window": np.empty((count, channels, 2), np.float32)}
+    def _room(self, count: int) -> Columns:
+        channels = int(self.index.at(0)["channels"])
+        columns = {"window": np.empty((count, channels, 2), np.float32)}
         for kind in self.kinds:
             views, size = getattr(self.views, f"{kind}_count"), getattr(self.views, f"{kind}_size")
             columns[kind] = np.empty((count, views, channels, *size), np.int16)

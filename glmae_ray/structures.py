@@ -36,6 +36,17 @@ def label_values(row: Row) -> dict[str, int]:
     return {name: value for name, value in (named | numbers).items() if value != 0}
 
 
+def outputs_of(row: Row, structures: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Values in a case's label map, each with the output of a network that knows `structures`.
+
+    Output 0 is background, n the structure number n - 1; a structure that the map cannot name has
+    no pair.
+    """
+    values = label_values(row)
+    pairs = enumerate(structures, start=1)
+    return tuple((values[name], output) for output, name in pairs if name in values)
+
+
 def unknown_structures(row: Row, structures: Sequence[str]) -> list[str]:
     """Those of some structures that may be in a case without being in its label map."""
     looked_for = row["annotated"]

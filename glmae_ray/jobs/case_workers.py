@@ -20,8 +20,8 @@ class Worker(Protocol):
         """Do one case."""
 
 
-class Died(NamedTuple):
-    """In place of a result, where the process that was at it is gone."""
+class Failed(NamedTuple):
+    """In place of a result: the case could not be done, or the process that was at it is gone."""
 
     reason: str
 
@@ -71,7 +71,7 @@ def over_cases(
             if getattr(error, "actor_init_failed", False):
                 raise UserError(f"workers cannot start: {str(error).splitlines()[-1]}") from None
             line = " ".join(str(error).split())[:200]
-            result = Died(f"the process at it died ({line}); too large for the memory?")
+            result = Failed(f"the process at it died ({line}); too large for the memory?")
             actor = kind.remote(*args)
         except ray.exceptions.RayTaskError as error:
             raise (error.cause or error) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from glmae_ray.config_finetune import CropsConfig, EvaluateConfig
 from glmae_ray.crop_voxels import read_outputs
 from glmae_ray.intensity import window_of
+from glmae_ray.jobs.case_workers import Failed
 from glmae_ray.jobs.inspect import centre_of
 from glmae_ray.jobs.predict_inputs import StoreCase, why_unfit
 from glmae_ray.jobs.segmenting import Segmenter, own_device
@@ -21,7 +22,7 @@ from glmae_ray.pictures import draw_planes, plane_boxes, three_planes
 from glmae_ray.reading import CaseReader
 from glmae_ray.scores import Score, score_case
 from glmae_ray.store.statistics import label_counts
-from glmae_ray.structures import label_values, unknown_structures
+from glmae_ray.structures import outputs_of, unknown_structures
 from glmae_ray.volume import Shape
 
 Row = Mapping[str, Any]
@@ -41,12 +42,6 @@ class Evaluated:
     scores: dict[Which, dict[str, Score | None]] = field(default_factory=dict)
     probabilities: dict[Which, list[float]] = field(default_factory=dict)
     picture: bytes = b""
-
-
-class Failed(NamedTuple):
-    """A case that could not be evaluated."""
-
-    reason: str
 
 
 class Evaluator:
@@ -81,7 +76,7 @@ class Evaluator:
         if first.classifies:
             shares = {w: s.classify(array, row) for w, s in self._segmenters.items()}
             return Evaluated(probabilities={w: share.tolist() for w, share in shares.items()})
-        truth = _truth(reader, row, first.names)
+        truth = read_outputs(reader, row["case_id"], outputs_of(row, first.names))
         done = Evaluated()
         for which, segmenter in self._segmenters.items():
             labels = segmenter.label(array, row)
@@ -101,13 +96,6 @@ class Evaluator:
 def tolerances(cfg: EvaluateConfig, structures: Sequence[str]) -> dict[str, float]:
     """Of the surface Dice, in mm, by structure."""
     return {name: cfg.tolerances_mm.get(name, cfg.tolerance_mm) for name in structures}
-
-
-def _truth(reader: CaseReader, row: Row, structures: Sequence[str]) -> Labels:
-    """The label map of a case in the numbers of the network's outputs."""
-    values, outputs = label_values(row), enumerate(structures, start=1)
-    there = tuple((values[name], n) for n, name in outputs if name in values)
-    return read_outputs(reader, row["case_id"], there)
 
 
 def _picture(

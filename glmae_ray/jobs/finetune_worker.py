@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -37,34 +38,32 @@ def _assemble(cfg: FinetuneConfig, ranks: Ranks, device: torch.device) -> Parts:
     decay, layers = cfg.optim.weight_decay, cfg.optim.layer_decay
     groups = layer_groups(module, weight_decay=decay, lr=cfg.lr, layer_decay=layers)
     engine = Engine(module, cfg=cfg, device=device, groups=groups)
-    leave = _Leave(cfg, engine, labelled, rank=ranks.rank)
+    leave = functools.partial(_leave, cfg, engine, labelled)
     held_out = HeldOutCases(cfg, engine, labelled, ranks=ranks, leave=leave)
     maker = crop_maker(cfg, labelled, split="train")
     return Parts(engine, maker, held_out, held_out.leave_last)
 
 
-class _Leave:
-    """Writes the module with all that inference has to know of it."""
-
-    def __init__(
-        self, cfg: FinetuneConfig, engine: Engine, labelled: Labelled, *, rank: int
-    ) -> None:
-        self._cfg, self._engine, self._labelled, self._rank = cfg, engine, labelled, rank
-
-    def __call__(self, which: Which, *, step: int, val: dict[str, Any] | None) -> None:
-        """Publish it in the run folder; rank 0 writes."""
-        if self._rank != 0:
-            return
-        run, labelled = to_place(self._cfg.run), self._labelled
-        started = read_file(run / INIT)
-        facts = segmenter_facts(
-            self._cfg,
-            self._engine.module,
-            names=labelled.classes or labelled.structures,
-            modality=list(labelled.modalities),
-            step=step,
-            weights=which,
-            val=val,
-            origin=None if started is None else json.loads(started)["origin"],
-        )
-        publish_segmenter(run, self._engine.module, facts=facts)
+def _leave(
+    cfg: FinetuneConfig,
+    engine: Engine,
+    labelled: Labelled,
+    which: Which,
+    *,
+    step: int,
+    val: dict[str, Any] | None,
+) -> None:
+    """Publish the module in the run folder, with all that inference has to know of it."""
+    run = to_place(cfg.run)
+    started = read_file(run / INIT)
+    facts = segmenter_facts(
+        cfg,
+        engine.module,
+        names=labelled.classes or labelled.structures,
+        modality=list(labelled.modalities),
+        step=step,
+        weights=which,
+        val=val,
+        origin=None if started is None else json.loads(started)["origin"],
+    )
+    publish_segmenter(run, engine.module, facts=facts)

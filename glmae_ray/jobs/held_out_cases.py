@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,14 +27,6 @@ from glmae_ray.watch import Event
 Scores = dict[str, float | None]  # a figure of one case by name; None where it does not count
 
 
-class Leave(Protocol):
-    """Writes the module as it is into the run folder."""
-
-    def __call__(self, which: Which, *, step: int, val: dict[str, Any] | None) -> None:
-        """Write it, with its figures on the held-out cases."""
-        ...
-
-
 class HeldOutCases:
     """Dice of segmented held-out cases, or the share of them that is classified right.
 
@@ -50,7 +41,7 @@ class HeldOutCases:
         labelled: Labelled,
         *,
         ranks: Ranks,
-        leave: Leave,
+        leave: Callable[..., None],
     ) -> None:
         """Choose the cases.
 
@@ -59,7 +50,8 @@ class HeldOutCases:
             engine: Holds the module.
             labelled: The cases of the run.
             ranks: This worker among the others.
-            leave: Writes the module.
+            leave: Writes the module into the run folder, as `last` or `best` (the argument), with
+                `step` and `val`, its figures here; rank 0 calls it.
         """
         self._cfg, self._engine, self._ranks, self._leave = cfg, engine, ranks, leave
         self._maker = crop_maker(cfg, labelled, split="val")
@@ -70,7 +62,7 @@ class HeldOutCases:
         self._last: dict[str, Any] | None = None
 
     def measure(self, step: int, log: RunLog | None) -> tuple[Record, float] | None:
-        """See `HeldOut`; `val` has `dice` or `accuracy`, its mean, and of each structure."""
+        """See `HeldOut`; `val` has the Dice of each structure or the accuracy, and their `mean`."""
         if step == 0:  # a head of random weights finds nothing
             return None
         self._engine.train(False)
@@ -86,12 +78,16 @@ class HeldOutCases:
         before = self._best if self._best and self._best["step"] < step else None
         if before is None or mean > before["val"]["mean"]:
             self._best = {"step": step, "val": val}
-            self._leave("best", step=step, val=val)
+            self._write("best", step)
         return {"val": val}, 1 - mean
 
     def leave_last(self) -> None:
         """Write the module after the last step."""
-        self._leave("last", step=self._cfg.steps, val=self._last)
+        self._write("last", self._cfg.steps)
+
+    def _write(self, which: Which, step: int) -> None:
+        if self._ranks.rank == 0:
+            self._leave(which, step=step, val=self._last)
 
     def _case(self, row: int, step: int, log: RunLog | None) -> Scores | None:
         """Figures of one case; None, and an event, where it cannot be read."""
@@ -124,7 +120,6 @@ class HeldOutCases:
         cfg = self._cfg
         return {"crops": cfg.crops, "inference": cfg.inference, "device": self._engine.device}
 
-    @torch.no_grad()
     def _predict(self, image_BCZYX: Tensor) -> Tensor:
         return self._engine({"image": image_BCZYX}, task="predict")
 

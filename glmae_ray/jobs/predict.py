@@ -16,7 +16,7 @@ from typing import Any
 from glmae_ray.config_finetune import PredictConfig
 from glmae_ray.errors import UserError
 from glmae_ray.jobs import dicom_seg
-from glmae_ray.jobs.case_workers import Died, over_cases
+from glmae_ray.jobs.case_workers import Failed, over_cases
 from glmae_ray.jobs.ingest_tasks import read_headers
 from glmae_ray.jobs.predict_inputs import Case, FileCase, StoreCase, why_unfit
 from glmae_ray.jobs.predict_outputs import Outputs
@@ -70,7 +70,7 @@ def _predict(todo: Sequence[Todo], cfg: PredictConfig) -> Refusals:
     for one, outcome in with_progress(taken, len(todo), what="predict"):
         if isinstance(outcome, Refused):
             refused[one.case.source] = outcome.reason
-        elif isinstance(outcome, Died):
+        elif isinstance(outcome, Failed):
             refused[one.case.source] = f"{one.case.source}: {outcome.reason}"
         elif outcome.note:
             print(outcome.note, flush=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,29 +24,23 @@ from glmae_ray.paths import UNFINISHED, Place, names_in, publish, read_file
 
 # What may differ when a run is continued: none of it changes an update, nor a sample but where a
 # case cannot be read. Folders may move; the store is known by its fingerprint.
-FREE = {
+_FREE = {
     *("store", "run", "resources", "ray", "save", "log", "pipeline", "accept_store_change"),
     *("engine.micro_batch", "optim.rewind_after"),
 }
-_BEFORE_CONFIG = (ENVIRONMENT, "init.json", "cases.json", "config.json")
-_FIRST_FILES = {*_BEFORE_CONFIG, *(name + UNFINISHED for name in _BEFORE_CONFIG)} - {"config.json"}
+CASES = "cases.json"  # of finetuning: who is trained on, who is held out, what outputs mean
+_CONFIG = "config.json"
+_BEFORE_CONFIG = (ENVIRONMENT, "init.json", CASES)
+_FIRST_FILES = {*_BEFORE_CONFIG, *(name + UNFINISHED for name in (*_BEFORE_CONFIG, _CONFIG))}
 
 
-def check_run(
-    cfg: TrainConfig, folder: Place, facts: StoreFacts, *, free: Collection[str] = FREE
-) -> bool:
+def check_run(cfg: TrainConfig, folder: Place, facts: StoreFacts) -> bool:
     """See that the folder is new or of the same run; whether that run is complete.
-
-    Args:
-        cfg: The run.
-        folder: Its folder.
-        facts: Of the store.
-        free: Fields and sections that may differ from those it was started with.
 
     Raises:
         UserError: It is of another run, or holds something else.
     """
-    config = read_file(folder / "config.json")
+    config = read_file(folder / _CONFIG)
     if config is None:
         # A kill may come before config.json, which is the last.
         if (isinstance(folder, Path) and folder.is_file()) or names_in(folder) - _FIRST_FILES:
@@ -58,7 +51,7 @@ def check_run(
     lines = [
         f"{name}: {new!r}, but {folder} was started with {old!r}; name another run"
         for name, old, new in _differences(before, now)
-        if name.split(".")[0] not in free and name not in free
+        if name.split(".")[0] not in _FREE and name not in _FREE
     ]
     change = store_change(cfg, folder, facts)
     if change and not cfg.accept_store_change:
@@ -92,7 +85,7 @@ def write_facts(cfg: TrainConfig, folder: Place, store: StoreFacts) -> None:
     }
     publish(folder / ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
     text = json.dumps(cfg.model_dump(mode="json"), indent=2)
-    publish(folder / "config.json", text + "\n")
+    publish(folder / _CONFIG, text + "\n")
 
 
 def _git_commit() -> str | None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from glmae_ray.errors import UserError
-from glmae_ray.jobs.case_workers import Died, over_cases
+from glmae_ray.jobs.case_workers import Failed, over_cases
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -45,7 +45,7 @@ def test_every_item_is_done_once_and_each_process_loads_once():
 
 def test_a_process_that_dies_costs_the_item_that_it_was_at():
     found = dict(over_cases(Doer, 2, todo=range(5)))
-    assert isinstance(found.pop(2), Died)
+    assert isinstance(found.pop(2), Failed)
     assert {item: done.item for item, done in found.items()} == {n: n for n in (0, 1, 3, 4)}
 
 
