@@ -1,11 +1,7 @@
-"""Encoder files, ours and the original GL-MAE's, on unequal sides, patches and channels.
-
-The original layout is built here by hand, key by key, so that reading is not tested by writing.
-"""
+"""Loading encoder files, ours and the original GL-MAE's, on unequal sides, patches and channels."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -14,14 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from glmae_ray.errors import UserError
-from glmae_ray.models.encoder_files import cube_side, load_encoder, with_channels
-from glmae_ray.models.encoder_formats import (
-    encoder_facts,
-    publish_weights,
-    turn_positions,
-)
+from glmae_ray.models.encoder_files import load_encoder, with_channels
+from glmae_ray.models.encoder_formats import encoder_facts, publish_weights
 from glmae_ray.models.load_report import LoadReport
-from glmae_ray.models.vit3d import Encoder, patch_grid, patchify, sincos_positions
+from glmae_ray.models.vit3d import Encoder, patch_grid, patchify
 
 PATCH, GRID, WIDTH = (8, 4, 2), (2, 3, 4), 24
 TOKENS = 24
@@ -46,6 +38,7 @@ def features(encoder: Encoder, x_BCZYX: torch.Tensor) -> torch.Tensor:
     return encoder(patchify(x_BCZYX, encoder.patch), grid=grid)
 
 
+# Built by hand, key by key, so that reading is not tested by writing.
 def timm_state(
     *, patch=(2, 4, 8), channels=3, tokens=TOKENS, depth=2, table: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:
@@ -198,107 +191,7 @@ def test_decoder_and_heads_are_skipped_with_a_reason_and_the_unknown_with_a_warn
     assert f"warning: {warning}" in text
 
 
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        ({"blocks.1.attn.qkv.bias": None}, "blocks.1.attn.qkv.bias is missing"),
-        ({"cls_token": None}, "cls_token is missing"),
-        ({"norm.weight": torch.ones(9)}, "norm.weight has the shape (9,); width 24 needs (24,)"),
-        ({"blocks.0.ls1.gamma": torch.ones(24)}, "blocks.0.ls1.gamma has no place"),
-        ({"patch_embed.proj.weight": torch.ones(24, 3, 4, 4)}, "a 3-D encoder has 5 sides"),
-        ({"norm.bias": torch.full((24,), torch.nan)}, "norm.bias holds NaN"),
-        ({"norm.bias": torch.ones(24, dtype=torch.int64)}, "norm.bias holds torch.int64"),
-        ({"pos_embed": torch.ones(1, 25, 12)}, "pos_embed has the shape (1, 25, 12)"),
-        ({"patch_embed.proj.weight": None}, "has no student with timm's names"),
-    ],
-)
-def test_what_does_not_make_an_encoder_is_one_line_with_what_and_where(tmp_path, change, line):
-    state = timm_state() | change
-    state = {name: value for name, value in state.items() if value is not None}
-    path = save(state, tmp_path)
-    (found,) = refused(path, heads=2, grid=(4, 3, 2))
-    assert found.startswith(f"{path}: ")
-    assert line in found
-
-
-def test_a_block_that_is_left_out_is_not_passed_over(tmp_path):
-    state = {name: v for name, v in timm_state(depth=3).items() if ".1." not in name}
-    lines = refused(save(state, tmp_path), heads=2, grid=(4, 3, 2))
-    assert "blocks.1.attn.proj.bias is missing; an encoder of depth 3 has it" in lines[0]
-    assert lines[-1].endswith("and 7 more")
-
-
-# Positions.
-
-
-def test_the_grid_of_216_patches_is_a_cube_of_six():
-    assert int(216 ** (1 / 3)) == 5  # the trap
-    assert cube_side(216) == 6
-    assert [cube_side(n**3) for n in range(1, 60)] == list(range(1, 60))
-    assert [cube_side(n) for n in (2, 24, 215, 217, 1001)] == [None] * 5
-
-
-def test_a_grid_that_is_no_cube_has_to_be_given(tmp_path):
-    path = save(timm_state(), tmp_path)
-    (line,) = refused(path, heads=2)
-    assert "positions of 24 patches, which is no cube; give their grid along X, Y, Z" in line
-    (line,) = refused(path, heads=2, grid=(5, 5, 5))
-    assert "a grid of (5, 5, 5) along X, Y, Z has 125" in line
-    cube, report = load_encoder(save(timm_state(tokens=216), tmp_path), heads=2)
-    assert cube.pos_grid == (6, 6, 6)
-    assert "the file's table for (6, 6, 6) patches" in report.positions
-
-
-def test_positions_of_another_grid_are_interpolated(tmp_path):
-    state = timm_state(tokens=27)
-    encoder, _ = load_encoder(save(state, tmp_path), heads=2)
-    table = state["pos_embed"][0, 1:].reshape(3, 3, 3, WIDTH).permute(3, 2, 1, 0)  # E, Z, Y, X
-    expected = torch.nn.functional.interpolate(table[None], size=(5, 2, 4), mode="trilinear")
-    actual = encoder.positions((5, 2, 4))
-    assert torch.equal(actual[0], state["pos_embed"][0, 0])
-    torch.testing.assert_close(actual[1:], expected[0].flatten(1).T)
-    assert features(encoder, volumes(sides=(40, 8, 8))).shape == (2, 41, WIDTH)
-
-
-def test_a_file_with_zero_positions_is_reproduced_and_warned_of(tmp_path):
-    state = timm_state(tokens=216, table=torch.zeros(1, 217, WIDTH))
-    path = save({"student": state}, tmp_path)
-    faithful, report = load_encoder(path, heads=2)
-    x = torch.ones(1, 3, 48, 24, 12)
-    tokens = features(faithful, x)[0, 1:]
-    assert torch.allclose(tokens, tokens[:1].expand_as(tokens), atol=1e-5)  # cannot tell them apart
-    (warning,) = report.warnings
-    assert "this encoder has no positions; positions=sincos gives it ours" in warning
-    ours, report = load_encoder(path, heads=2, positions="sincos")
-    assert torch.equal(ours.positions((6, 6, 6)), sincos_positions((6, 6, 6), WIDTH))
-    assert report.warnings == ()
-    assert "pos_embed" in report.skipped
-    assert "pos_embed" not in report.loaded
-    assert torch.cdist(features(ours, x)[0, 1:3], features(ours, x)[0, 3:5]).min() > 1e-3
-
-
-def test_a_table_that_is_our_formula_becomes_the_formula_again(tmp_path):
-    table = turn_positions(sincos_positions(GRID, WIDTH), grid=GRID)
-    path = save(timm_state(table=table[None] + 5e-5), tmp_path)
-    encoder, report = load_encoder(path, heads=2, grid=(4, 3, 2))
-    assert encoder.pos_embed is None
-    assert "sin-cos, as the file's table is" in report.positions
-    # The formula over X, Y, Z is another one over Z, Y, X, and stays a table.
-    path = save(timm_state(table=sincos_positions((4, 3, 2), WIDTH)[None]), tmp_path)
-    encoder, _ = load_encoder(path, heads=2, grid=(4, 3, 2))
-    assert encoder.pos_grid == GRID
-
-
-def test_a_file_without_positions_gets_the_formula_and_the_report_says_missing(tmp_path):
-    state = timm_state()
-    del state["pos_embed"]
-    encoder, report = load_encoder(save(state, tmp_path), heads=2)
-    assert encoder.pos_embed is None
-    assert report.missing == ("pos_embed",)
-    assert "missing: pos_embed" in report.lines()
-
-
-# Channels and heads.
+# Channels, heads and precision.
 
 
 @pytest.mark.parametrize(("had", "wanted"), [(1, 4), (3, 2), (4, 1), (2, 2)])
@@ -336,31 +229,6 @@ def test_heads_are_asked_for_where_neither_file_nor_convention_tells(tmp_path):
     assert report.heads == "4, as asked; the file does not say"
 
 
-# How files are opened.
-
-
-def test_a_file_that_needs_code_is_refused_in_one_line(tmp_path):
-    tree = {"student": timm_state(), "args": argparse.Namespace(lr=1)}
-    (line,) = refused(save(tree, tmp_path))
-    assert "holds more than tensors (argparse.Namespace)" in line
-    assert "save the state dict alone with torch.save, or as safetensors" in line
-
-
-@pytest.mark.parametrize("name", ["x.pth", "x.ckpt", "x.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"not weights at all", b"PK\x03\x04 cut"])
-def test_a_damaged_file_is_one_line(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    (line,) = refused(tmp_path / name)
-    assert line.startswith(f"{tmp_path / name}: ")
-
-
-def test_nothing_there_is_one_line(tmp_path):
-    assert "no such file" in refused(tmp_path / "x.pth")[0]
-    assert "has no encoder.safetensors, which a run writes at its end" in refused(tmp_path)[0]
-    (line,) = refused(save([1, 2], tmp_path))
-    assert "holds a list, not a state dict" in line
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_weights_of_another_precision_become_float32(tmp_path, dtype):
     state = {name: value.to(dtype) for name, value in timm_state().items()}
@@ -396,34 +264,6 @@ def test_our_file_gives_the_same_encoder_back(tmp_path, own_table, with_json):
     assert report.axes == "ZYX, as the file says"
     assert report.heads == "2, as the file says"
     assert (report.skipped, report.missing, report.warnings) == ({}, (), ())
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "line"),
-    [
-        ("heads", 3, "encoder.json: has heads 3, but encoder.safetensors says 2 itself"),
-        ("format", 9, "has format 9; this version reads 1"),
-    ],
-)
-def test_facts_that_contradict_the_weights_are_refused(tmp_path, name, value, line):
-    folder = write_ours(make_encoder(), tmp_path)
-    facts = json.loads((folder / "encoder.json").read_text()) | {name: value}
-    (folder / "encoder.json").write_text(json.dumps(facts))
-    assert any(line in found for found in refused(folder))
-
-
-def test_facts_beside_a_file_without_a_header_are_checked_against_its_tensors(tmp_path):
-    encoder = make_encoder()
-    save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
-    facts = encoder_facts(encoder) | {"depth": 3, "width": 48}
-    (tmp_path / "encoder.json").write_text(json.dumps(facts))
-    lines = refused(tmp_path)
-    assert [line.split(": ")[1] for line in lines] == [
-        "says width 48, but its tensors have 24",
-        "says depth 3, but its tensors have 2",
-    ]
-    (line,) = refused(write_ours(encoder, tmp_path), axes="XYZ")
-    assert "axes XYZ were asked for, but it says ZYX" in line
 
 
 def test_a_report_is_plain_json(tmp_path):

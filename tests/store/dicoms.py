@@ -1,14 +1,20 @@
-"""Small DICOM series written to disk with pydicom and GDCM, for the tests of reading them."""
+"""Small DICOM series written to disk with pydicom and GDCM, and the calls that read them."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import gdcm
 import numpy as np
+import pytest
 from pydicom import Dataset, uid
+from pydicom.data import get_testdata_file
 from pydicom.dataelem import DataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
+
+from glmae_ray.store.dicom import read_dicom
+from glmae_ray.store.dicom_headers import read_slice_header
+from glmae_ray.store.scan import REASONS, ImageFiles, Limits, ReadError
 
 SHAPE = (11, 14, 7)  # (X, Y, Z): columns, rows, slices
 SPACING = (0.9, 1.1)  # mm between columns, between rows
@@ -33,6 +39,9 @@ COMPRESSED = {
     "jpeg_2000": gdcm.TransferSyntax.JPEG2000Lossless,
 }
 SYNTAXES = (*NATIVE, *COMPRESSED)
+
+ANY = Limits(min_side=1, min_voxels=1)
+SALT = b"salt of the tests"
 
 Change = Callable[[Dataset, int], None]
 
@@ -141,6 +150,36 @@ def write(one: Dataset, path: Path, *, syntax: str = "explicit") -> Path:
         _compress(one, path, COMPRESSED[syntax])
     one.save_as(path, enforce_file_format=True)
     return path
+
+
+def read(paths, *, limits=ANY, volume=None):
+    return read_dicom(ImageFiles(".dcm", tuple(paths), volume), limits)
+
+
+def error_of(paths, **options):
+    with pytest.raises(ReadError) as caught:
+        read(paths, **options)
+    assert caught.value.reason in REASONS
+    assert "\n" not in caught.value.message
+    return caught.value
+
+
+def header_of(path):
+    return read_slice_header(path, salt=SALT)
+
+
+def set_on(number, **values):
+    def change(one, z):
+        if number in (z, None):
+            for name, value in values.items():
+                setattr(one, name, value)
+
+    return change
+
+
+def sample(name):
+    """A file of pydicom's own wheel; none is fetched from elsewhere."""
+    return Path(get_testdata_file(name, download=False))
 
 
 def _compress(one: Dataset, path: Path, syntax: int) -> None:
