@@ -1,4 +1,4 @@
-"""Places, and files that appear whole; what object storage adds is in store/test_object_store."""
+"""Places, and files that appear whole; what object storage adds is in store/test_object_store*."""
 
 from __future__ import annotations
 
