@@ -78,7 +78,7 @@ class Watch:
             timer.cancel()
 
     def take(self, columns: Columns, *, waited_s: float) -> None:
-        """Look at a batch's `number`, `case`, `fault` and `made_s` (see `SampleMaker.make`)."""
+        """Look at a batch's `number`, `case`, `fault` and `made_s` (see `Maker.make`)."""
         self.samples += len(columns["number"])
         for number, case, fault in zip(
             columns["number"].tolist(),
