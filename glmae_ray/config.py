@@ -174,6 +174,7 @@ class DemoConfig(JobConfig):
     people: PositiveInt = 40
     seed: NonNegativeInt = 0
     pretrain: dict[str, Any] = {}  # fields of configs/pretrain/demo.yaml to change
+    finetune: dict[str, Any] = {}  # fields of configs/finetune/demo.yaml to change
     ray: RayConfig = RayConfig()
 
 
