@@ -13,18 +13,20 @@ order, each once the run has done a few steps since the last:
   node added      a node joins, and the run takes it in
   driver killed   SIGKILL of `glmae pretrain`, then the same command again
 
-The run has to end with exit status 0, each step in metrics.jsonl once and with the loss of a run
-of one worker that nothing happened to, and each sample of the plan consumed once in the history
-that survives. Outage: from the event to the end of the next sitting's first step. Standstill:
-from the end of the last step before to the same. Repeated: steps that were done and lost. Others:
-cores that the rest of the machine kept busy in the meantime; a restart is work of the CPU for the
-most part, so that with much above 0 a figure says little.
+After the last event the run is asked to stop, so that no machine is too fast for the events. It has
+to save and leave, with each step in metrics.jsonl once and with the loss of a run of one worker
+that nothing happened to, and each sample of the plan consumed once in the history that survives.
+Outage: from the event to the end of the next sitting's first step. Standstill: from the end of the
+last step before to the same. Repeated: steps that were done and lost. Others: cores that the rest
+of the machine kept busy in the meantime; a restart is work of the CPU for the most part, so that
+with much above 0 a figure says little.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,7 +47,9 @@ _SEED = 6
 _MOST_OUTAGE_S, _TOLERANCE = 40.0, 1e-4
 _MOST_WORKERS, _CPUS, _CPUS_PER_WORKER = 3, 3, 2
 _GLOBAL_BATCH = 12
-_RESIZE_S = 5  # between looks for room for more: the run is to see it before its steps are done
+_RESIZE_S = 5  # between looks for room for more
+_ENDLESS = 100_000  # steps: no machine gets there before the last event
+_LEAVE_S = 600.0
 _STEPS_BETWEEN = (12, 24)  # events, fewest and most
 
 _EVENTS = {
@@ -63,7 +67,8 @@ _WORDS = (
     *("model.head_hidden=64", "model.head_bottleneck=16", "model.prototypes=64"),
     *("views.global_count=2", "views.global_size=[64,48,48]"),
     *("views.local_count=4", "views.local_size=[32,24,24]"),
-    *("optim.base_lr=0.01", "engine.precision=float32", "engine.micro_batch=2"),
+    *("optim.base_lr=0.01", "optim.warmup_steps=10", f"steps={_ENDLESS}"),
+    *("engine.precision=float32", "engine.micro_batch=2"),
     *("save.every_steps=10", "validation.every_steps=1000", "validation.samples=3"),
     *("log.pictures=false", "log.tensorboard=false", f"global_batch={_GLOBAL_BATCH}"),
 )
@@ -78,12 +83,11 @@ def main() -> None:
     rng = random.Random(_SEED)
     kinds = order(rng, _QUICK if args.quick else _EVENTS)
     at = thresholds(rng, len(kinds))
-    words = (*_WORDS, f"steps={at[-1] + _STEPS_BETWEEN[1]}")
     with tempfile.TemporaryDirectory(prefix="glmae-chaos-") as name:
         folder = Path(name)
-        words = (*words, f"store={make_store(folder)}")
-        calm = run_alone(folder, words)
+        words = (*_WORDS, f"store={make_store(folder)}")
         stormy, rows = run_through_storm(folder, words, kinds=kinds, at=at)
+        calm = run_alone(folder, words, steps=stormy.look().step)
         ratios, faults = judge(stormy, calm, rows=rows)
     report("chaos", rows=rows, ratios=ratios, facts=facts, out=args.out)
     if faults:
@@ -119,13 +123,20 @@ def make_store(folder: Path) -> Path:
     return store
 
 
-def run_alone(folder: Path, words: Sequence[str]) -> WatchedRun:
-    """The run of one worker that nothing happens to."""
+def run_alone(folder: Path, words: Sequence[str], *, steps: int) -> WatchedRun:
+    """So many steps, or a few more, of a run of one worker that nothing happens to."""
     run = WatchedRun(folder / "alone", words=words, env=_without_cluster())
     run.start()
-    status = run.wait(timeout_s=3600)
-    assert status == 0, run.said()[-2000:]
+    run.wait_for(step=steps, timeout_s=3600)
+    leave(run)
     return run
+
+
+def leave(run: WatchedRun) -> None:
+    """Have a run save and end."""
+    status = run.leave(timeout_s=_LEAVE_S)
+    if status != 128 + signal.SIGTERM:
+        sys.exit(f"exit status {status}: {run.said()[-3000:]}")
 
 
 def run_through_storm(
@@ -140,7 +151,7 @@ def run_through_storm(
         at: Steps before which they do not come.
 
     Returns:
-        The run, which has ended; a row an event.
+        The run, which has left; a row an event.
     """
     elastic = [f"resources.workers=[1,{_MOST_WORKERS}]", "resources.profile=spot"]
     elastic += [f"resources.cpus_per_worker={_CPUS_PER_WORKER}", f"resources.resize_s={_RESIZE_S}"]
@@ -153,9 +164,8 @@ def run_through_storm(
                 storm.wait_for_calm(step)
                 rows.append(storm.happen(kind))
                 print(rows[-1], flush=True)
-            status = run.wait(timeout_s=3600)
-    if status != 0:
-        sys.exit(f"exit status {status}: {run.said()[-3000:]}")
+            storm.wait_for_calm(at[-1] + _STEPS_BETWEEN[1])
+            leave(run)
     repeated = repeated_steps(run.run)
     for row in rows:
         first, last = row.pop("sittings")
@@ -167,12 +177,11 @@ def judge(
     stormy: WatchedRun, calm: WatchedRun, *, rows: Sequence[Row]
 ) -> tuple[dict[str, float], list[str]]:
     """What a run has to keep through all events: numbers for the report, and what is broken."""
-    expected, got = calm.losses(), stormy.losses()
-    steps = len(expected)
+    calm_losses, got = dict(calm.losses()), stormy.losses()
+    steps = stormy.look().step
     faults = []
     if [step for step, _ in got] != list(range(1, steps + 1)):
         faults.append(f"metrics.jsonl has the steps {[step for step, _ in got]}")
-    calm_losses = dict(expected)
     deviation = max(abs(loss / calm_losses[step] - 1) for step, loss in got)
     if deviation > _TOLERANCE:
         faults.append(f"a loss differs by {deviation:.2g} from that of the run left alone")
