@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from pydantic import Field, NonNegativeInt
+from pydantic import NonNegativeInt
 
 from glmae_ray.config import PretrainConfig
 from glmae_ray.config_base import Problem, Share
@@ -19,7 +20,6 @@ from glmae_ray.errors import UserError
 from glmae_ray.paths import is_url
 
 Job = TypeVar("Job", bound=JobConfig)
-ArmName = Annotated[str, Field(pattern=r"^\w+$")]  # a part of folder names
 
 # Fields that the comparison itself decides, so that arms differ in nothing else.
 _DECIDED = {
@@ -52,7 +52,7 @@ class CompareConfig(JobConfig):
 
     store: str
     out: str  # a folder
-    arms: dict[ArmName, dict[str, Any] | None]
+    arms: dict[str, dict[str, Any] | None]
     baselines: tuple[str, ...] = ("scratch",)  # arms that the others are held against
     fractions: tuple[Share, ...] = (1.0,)  # of the training people, nested by seed
     seeds: tuple[NonNegativeInt, ...] = (0,)  # of finetuning: labels, first weights, crops
@@ -124,6 +124,10 @@ class CompareConfig(JobConfig):
                 yield Problem((name,), f"{name}: is empty")
             if len({*values}) < len(values):
                 yield Problem((name,), f"{name}: {values} names one twice")
+        for arm in self.arms:
+            if not re.fullmatch(r"\w+", arm):
+                line = f"arms.{arm}: folders are named so; right are letters, digits and _"
+                yield Problem(("arms",), line)
         decided = list(self._decided_fields())
         yield from decided
         if self.cells and not decided:
