@@ -258,14 +258,20 @@ def test_shipped_comparisons_are_right(name, tmp_path):
         (["finetune.seed=3"], ["finetune.seed: is decided by the comparison"]),
         (["arms.glmae.seed=3"], ["arms.glmae.seed: is decided by the comparison"]),
         (["pretrain.seed=1", "pretrain_each_seed=true"], ["pretrain.seed: is decided"]),
-        (["finetune.task=classification"], ["finetune.", "finetune."]),
+        (
+            ["finetune.task=classification", "finetune.targets=t.csv", "finetune.head.kind=mlp"],
+            ["finetune.task: classification is not compared"],
+        ),
         (["evaluate.weights=[best]"], ["evaluate.weights: ['best'] has to begin with last"]),
         (
             ["pretrain.stepz=3", "finetune.crops.size=7", "evaluate.split=all"],
             ["finetune.crops.size: (7, 7, 7)", "evaluate.split: ", "pretrain.stepz: "],
         ),
         (["arms.glmae.loss.w_xx=3"], ["arms.glmae.loss.w_xx: "]),
-        (["pretrain.sampling.where=True"], ["arms.local_mae: sampling.where: 1 people", "arms.gl"]),
+        (
+            ["pretrain.sampling.where=split != 'val'"],
+            ["arms.local_mae: sampling.where: 1 people", "arms.gl"],
+        ),
         (["finetune.where=case_id == 'p5'"], ["finetune.where: 1 people are tested on too (p5)"]),
         (["finetune.val_where=case_id == 'p5'"], ["finetune.val_where: 1 people"]),
         (["evaluate.where=case_id == 'x'"], ["evaluate.where: \"case_id == 'x'\" selects 0"]),
@@ -413,7 +419,8 @@ def test_a_part_that_outlives_its_command_keeps_the_folder_until_it_ends(tmp_pat
     assert command.stdout is not None
     part = int(command.stdout.readline())
     command.kill()
-    command.communicate()
+    command.wait()
+    command.stdout.close()
     with (tmp_path / LOCK).open("rb") as file:
         assert file.read() == f"process {part}: part a".encode()
         with pytest.raises(BlockingIOError):
