@@ -79,8 +79,7 @@ def _samplings(cfg: CompareConfig) -> dict[str, SamplingConfig]:
 
 
 def _tested(cfg: CompareConfig, index: VolumeIndex) -> VolumeIndex:
-    evaluation = cfg.evaluation(cfg.cells[0])
-    wanted = evaluation.where or f"split == {evaluation.split!r}"
+    wanted = str(cfg.evaluation(cfg.cells[0]).where)
     found = index.where(wanted, field="evaluate.where")
     mask = [has_label_map(row) for row in found.records()]
     if not any(mask):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import NonNegativeInt
 
+from glmae_ray import expressions
 from glmae_ray.config import PretrainConfig
 from glmae_ray.config_base import Problem, Share
 from glmae_ray.config_finetune import EvaluateConfig, FinetuneConfig
@@ -57,6 +58,8 @@ class CompareConfig(JobConfig):
     fractions: tuple[Share, ...] = (1.0,)  # of the training people, nested by seed
     seeds: tuple[NonNegativeInt, ...] = (0,)  # of finetuning: labels, first weights, crops
     pretrain_each_seed: bool = False  # an encoder for each seed, not one for all
+    # Labelled cases that count, an expression: whom finetuning and evaluation take of their splits.
+    cases: str = "True"
     model: ModelConfig
     pretrain: dict[str, Any] = {}
     finetune: dict[str, Any] = {}
@@ -101,14 +104,23 @@ class CompareConfig(JobConfig):
             "label_fraction": cell.fraction,
             "seed": cell.seed,
         }
-        return _build(
-            FinetuneConfig, self.finetune | self._decided("finetune", cell.name) | changes
-        )
+        tree = self.finetune | self._decided("finetune", cell.name) | changes
+        for name in ("where", "val_where"):
+            tree[name] = self._of_cases(tree.get(name, FinetuneConfig.model_fields[name].default))
+        return _build(FinetuneConfig, tree)
 
     def evaluation(self, cell: Cell) -> EvaluateConfig:
         """The evaluation of a cell."""
         run = {"store": self.store, "run": self._decided("finetune", cell.name)["run"]}
-        return _build(EvaluateConfig, self.evaluate | run)
+        split = self.evaluate.get("split", EvaluateConfig.model_fields["split"].default)
+        where = self._of_cases(self.evaluate.get("where") or f"split == {split!r}")
+        return _build(EvaluateConfig, self.evaluate | run | {"where": where})
+
+    def _of_cases(self, where: Any) -> Any:
+        """An expression that holds for `cases` only; what is none is left for its own field."""
+        if self.cases == "True" or not isinstance(where, str):
+            return where
+        return f"({where}) and ({self.cases})"
 
     def _decided(self, verb: str, name: str) -> dict[str, Any]:
         model = self.model.model_dump(mode="json")
@@ -124,13 +136,16 @@ class CompareConfig(JobConfig):
                 yield Problem((name,), f"{name}: is empty")
             if len({*values}) < len(values):
                 yield Problem((name,), f"{name}: {values} names one twice")
+        wrong = expressions.mistake(self.cases)
+        if wrong:
+            yield Problem(("cases",), f"cases: {self.cases!r} is wrong: {wrong}")
         for arm in self.arms:
             if not re.fullmatch(r"\w+", arm):
                 line = f"arms.{arm}: folders are named so; right are letters, digits and _"
                 yield Problem(("arms",), line)
         decided = list(self._decided_fields())
         yield from decided
-        if self.cells and not decided:
+        if self.cells and not decided and not wrong:
             yield from self._mistakes_in_runs()
 
     def _decided_fields(self) -> Iterator[Problem]:

@@ -226,6 +226,20 @@ def test_a_seed_has_the_same_labels_in_all_arms_and_few_are_among_all(words):
         assert {*few[0].case_ids()} < {*every.case_ids()}
 
 
+def test_cases_that_count_are_those_of_every_split(words):
+    cfg = config(words, "cases=channels == 1 and 'kidney' in structures", "evaluate.where=null")
+    cell = cfg.cells[0]
+    assert choose_cases(cfg.finetuning(cell)).train.case_ids() == ["p0"]
+    assert (
+        cfg.finetuning(cell).val_where
+        == "(split == 'val') and (channels == 1 and 'kidney' in structures)"
+    )
+    assert (
+        cfg.evaluation(cell).where
+        == "(split == 'test') and (channels == 1 and 'kidney' in structures)"
+    )
+
+
 def test_arms_are_held_against_the_baselines_that_are_there(words):
     assert pairs_of(config(words)) == [
         ("local_mae", "scratch"),
@@ -254,6 +268,7 @@ def test_shipped_comparisons_are_right(name, tmp_path):
         (["arms={}"], ["arms: is empty"]),
         (["arms={a-b: null}"], ["arms.a-b: folders are named so"]),
         (["seeds=[1,1]"], ["seeds: [1, 1] names one twice"]),
+        (["cases=split ="], ["cases: 'split =' is wrong: invalid syntax"]),
         (["out=s3://bucket/x"], ["out: s3://bucket/x is a URL"]),
         (["finetune.seed=3"], ["finetune.seed: is decided by the comparison"]),
         (["arms.glmae.seed=3"], ["arms.glmae.seed: is decided by the comparison"]),
