@@ -84,7 +84,7 @@ def report(
     document = {
         "name": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "environment": dict(facts),
         "rows": list(rows),
         "ratios": {what: round(value, 4) for what, value in ratios.items()},
@@ -120,7 +120,7 @@ def _cpu_name() -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "")
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit that is checked out, with a + where files differ from it."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:

@@ -10,15 +10,18 @@ from pathlib import Path
 from glmae_ray.phantoms import write_cohort
 
 
-def phantom_store(scratch: Path, *, people: int) -> Path:
-    """A store of phantom torso CT at 2-4 mm, every case for training.
+def phantom_store(
+    scratch: Path, *, people: int, splits: tuple[float, float, float] = (1, 0, 0)
+) -> Path:
+    """A store of phantom torso CT at 2-4 mm with label maps.
 
     Args:
         scratch: Where images and store go.
         people: How many.
+        splits: Shares of train, val and test; every case for training.
     """
     source, store = scratch / "phantoms", scratch / "phantoms.zarr"
-    ingest_for_training(write_cohort(source, people=people), store)
+    ingest(write_cohort(source, people=people), store, splits=splits)
     return store
 
 
@@ -36,6 +39,13 @@ def clinical_store(scratch: Path, *, cases: int, slices: int) -> Path:
 
 def ingest_for_training(source: Path, store: Path, *, codec: str = "zstd") -> None:
     """The command itself; every case is for training."""
-    words = [f"source={source}", f"store={store}", "splits=[1,0,0]", f"codec={codec}"]
+    ingest(source, store, splits=(1, 0, 0), codec=codec)
+
+
+def ingest(
+    source: Path, store: Path, *, splits: tuple[float, float, float], codec: str = "zstd"
+) -> None:
+    """The command itself."""
+    words = [f"source={source}", f"store={store}", f"splits={[*splits]}", f"codec={codec}"]
     command = [sys.executable, "-m", "glmae_ray.cli", "ingest", *words]
     subprocess.run(command, check=True, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"})

@@ -2,7 +2,8 @@
 
 An expression is Python's notation and a small part of it: columns by name, one value of a column
 of lists (`spacing[0]`), literals; `== != < <= > >=`, also chained; `in` and `not in` a list of
-literals; `'text' in column` for a part of a word; `and`, `or`, `not`. There is nothing in it that
+literals; `'text' in column` for a part of a word, for one of a list of words (`'liver' in
+annotated`) or for a key (`'liver' in structures`); `and`, `or`, `not`. There is nothing in it that
 could be called. `store/where.py` says for which cases one holds.
 """
 

@@ -135,27 +135,27 @@ def summarise(
         `mean`: figure -> value; `structures`: name -> figure -> value, and the number of `cases`
         counted; `intervals`: the same two with [lower, upper]. None where nothing is counted.
     """
-    values = _table(cases, structures)
+    values = score_table(cases, structures)
     counts = np.isfinite(values[..., 0]).sum(axis=0)
-    mean, each = _means(values, np.ones((1, len(values)), int))
-    draws = _resampled(len(values), bootstrap, seed=seed)
-    drawn_mean, drawn_each = _means(values, draws)
+    mean, each = means_over(values, np.ones((1, len(values)), int))
+    draws = resamplings(len(values), bootstrap, seed=seed)
+    drawn_mean, drawn_each = means_over(values, draws)
     return {
-        "mean": _named(mean[0]),
+        "mean": named_figures(mean[0]),
         "structures": {
-            name: {**_named(each[0, n]), "cases": int(counts[n])}
+            name: {**named_figures(each[0, n]), "cases": int(counts[n])}
             for n, name in enumerate(structures)
         },
         "intervals": {
-            "mean": _intervals(drawn_mean, FIGURES),
+            "mean": intervals(drawn_mean, FIGURES),
             "structures": {
-                name: _intervals(drawn_each[:, n], FIGURES) for n, name in enumerate(structures)
+                name: intervals(drawn_each[:, n], FIGURES) for n, name in enumerate(structures)
             },
         },
     }
 
 
-def _table(
+def score_table(
     cases: Mapping[str, Mapping[str, Score | None]], structures: Sequence[str]
 ) -> NDArray[np.float64]:
     """(cases, structures, figures), NaN where a case does not count a structure."""
@@ -180,13 +180,13 @@ def summarise_classes(
         bootstrap: Resamplings of cases.
         seed: Of these.
     """
-    draws = _resampled(len(targets), bootstrap, seed=seed)
+    draws = resamplings(len(targets), bootstrap, seed=seed)
     picks = (np.repeat(np.arange(len(targets)), draw) for draw in draws)
     drawn = np.array([_class_scores(probabilities[pick], targets[pick]) for pick in picks])
     mean = _class_scores(probabilities, targets)
     return {
-        "mean": _named(mean, CLASS_FIGURES),
-        "intervals": {"mean": _intervals(drawn.reshape(-1, len(CLASS_FIGURES)), CLASS_FIGURES)},
+        "mean": named_figures(mean, CLASS_FIGURES),
+        "intervals": {"mean": intervals(drawn.reshape(-1, len(CLASS_FIGURES)), CLASS_FIGURES)},
     }
 
 
@@ -207,7 +207,7 @@ def _area(scores: NDArray[np.floating], is_class: NDArray[np.bool_]) -> float:
     return float(compute_roc_auc(torch.from_numpy(scores), torch.from_numpy(is_class).long()))
 
 
-def _resampled(cases: int, times: int, *, seed: int) -> NDArray[np.int64]:
+def resamplings(cases: int, times: int, *, seed: int) -> NDArray[np.int64]:
     """How often each of the cases is drawn, (times, cases); none for fewer than two cases."""
     if cases < 2:
         return np.empty((0, cases), np.int64)
@@ -216,7 +216,7 @@ def _resampled(cases: int, times: int, *, seed: int) -> NDArray[np.int64]:
     )
 
 
-def _means(
+def means_over(
     values: NDArray[np.float64], draws: NDArray[np.integer]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Means over structures, (draws, figures), and each structure's, (draws, structures, figures).
@@ -233,7 +233,7 @@ def _means(
     return np.divide(total, there, out=np.full_like(total, math.nan), where=there > 0), each
 
 
-def _intervals(drawn: NDArray[np.float64], figures: Sequence[str]) -> dict[str, Interval | None]:
+def intervals(drawn: NDArray[np.float64], figures: Sequence[str]) -> dict[str, Interval | None]:
     """The ends of the middle 95 % of what was drawn, (draws, figures)."""
     counted = (column[np.isfinite(column)] for column in drawn.T)
     return {
@@ -242,8 +242,9 @@ def _intervals(drawn: NDArray[np.float64], figures: Sequence[str]) -> dict[str, 
     }
 
 
-def _named(
+def named_figures(
     values: NDArray[np.float64], figures: Sequence[str] = FIGURES
 ) -> dict[str, float | None]:
+    """Values by the names of their figures, None where nothing is counted."""
     pairs = zip(figures, values.tolist(), strict=True)
     return {name: value if math.isfinite(value) else None for name, value in pairs}

@@ -13,9 +13,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks._compare_config import CompareConfig
 from glmae_ray.cli import VERBS, main
 from glmae_ray.config import LossConfig, PretrainConfig
-from glmae_ray.config_finetune import FinetuneConfig
 from glmae_ray.config_loading import load
 from glmae_ray.config_model import PRESETS
 from glmae_ray.config_store import IngestConfig
@@ -189,8 +189,9 @@ def test_split_shares_have_to_sum_to_one():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_shipped_config_loads_and_opens_with_its_command(path):
-    kind = FinetuneConfig if path.parent.name == "finetune" else VERBS[path.parent.name][0]
-    required = {"store": "s", "run": "r", "source": "x", "init": "e", "targets": "t.csv"}.items()
+    kind = CompareConfig if path.parent.name == "compare" else VERBS[path.parent.name][0]
+    names = {"store": "s", "run": "r", "source": "x", "init": "e", "targets": "t.csv", "out": "o"}
+    required = names.items()
     words = [f"{key}={value}" for key, value in required if key in kind.model_fields]
     load(kind, [str(path), *words])
     first, *rest = path.read_text().splitlines()

@@ -50,8 +50,7 @@ def check_run(cfg: TrainConfig, folder: Place, facts: StoreFacts) -> bool:
     now = cfg.model_dump(mode="json")
     lines = [
         f"{name}: {new!r}, but {folder} was started with {old!r}; name another run"
-        for name, old, new in _differences(before, now)
-        if name.split(".")[0] not in _FREE and name not in _FREE
+        for name, old, new in changed_fields(before, now)
     ]
     change = store_change(cfg, folder, facts)
     if change and not cfg.accept_store_change:
@@ -60,6 +59,15 @@ def check_run(cfg: TrainConfig, folder: Place, facts: StoreFacts) -> bool:
         raise UserError(*lines)
     summary = read_file(folder / "summary.json")
     return summary is not None and json.loads(summary)["steps"] >= cfg.steps
+
+
+def changed_fields(before: Any, now: Any) -> list[tuple[str, Any, Any]]:
+    """What may not change when a run is continued and did: dotted field, its value before, now."""
+    return [
+        (name, old, new)
+        for name, old, new in _differences(before, now)
+        if name.split(".")[0] not in _FREE and name not in _FREE
+    ]
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:

@@ -75,7 +75,7 @@ def _compare(op: ast.cmpop, left: ast.expr, right: ast.expr, rows: pa.Table) -> 
 
 
 def _is_in(left: ast.expr, right: ast.expr, rows: pa.Table) -> Any:
-    """`column in [literals]`, or `'text' in column`."""
+    """`column in [literals]`, or `'text' in column`: part of a word, one of a list, a key."""
     one = _value(left, rows)
     if isinstance(right, ast.List | ast.Tuple):
         choices = [_literal(item) for item in right.elts]
@@ -91,8 +91,22 @@ def _is_in(left: ast.expr, right: ast.expr, rows: pa.Table) -> Any:
         raise ValueError(f"{text} is neither column in [literals] nor 'text' in column")
     if _kind(left, one) != "text":
         raise ValueError(f"{ast.unparse(left)} is no text; right is 'text' in column")
+    if pa.types.is_map(whole.type):
+        found = pc.is_valid(pc.map_lookup(whole, one, "first"))
+        return pc.if_else(pc.is_valid(whole), found, None)
+    if pa.types.is_list(whole.type) and pa.types.is_string(whole.type.value_type):
+        return _has_word(whole, one)
     _same_kind((left, one), (right, whole))
     return pc.match_substring(whole, one.as_py())
+
+
+def _has_word(lists: Any, word: pa.Scalar) -> Any:
+    """Whether a word is in each list of words."""
+    lists = lists.combine_chunks()  # parents are numbered within a chunk
+    there = np.zeros(len(lists), bool)
+    hits = pc.equal(pc.list_flatten(lists), word)
+    there[pc.filter(pc.list_parent_indices(lists), hits)] = True
+    return pa.chunked_array([pc.if_else(pc.is_valid(lists), pa.array(there), None)])
 
 
 def _value(node: ast.expr, rows: pa.Table) -> Any:
