@@ -60,8 +60,10 @@ def probe(encoder: Encoder, cfg: PretrainConfig) -> Figures:
     values: dict[str, Any] = {}
     faults: list[str] = []
     for task, cases in probed_cases(cfg).items():
-        measure = _classify if task == "classification" else _segment
-        values |= measure(encoder, cfg, cases, faults)
+        if task == "classification":
+            values |= _classify(encoder, cfg, cases, faults)
+        else:
+            values |= _segment(encoder, cases, faults)
     return Figures(values, faults)
 
 
@@ -88,9 +90,7 @@ def _classify(
     return {**accuracies, "classified_cases": len(val)}
 
 
-def _segment(
-    encoder: Encoder, cfg: PretrainConfig, cases: ProbedCases, faults: list[str]
-) -> dict[str, Any]:
+def _segment(encoder: Encoder, cases: ProbedCases, faults: list[str]) -> dict[str, Any]:
     def tokens_of(maker: CropMaker, row: int) -> Tokens:
         return _tokens_of(encoder, maker, row)
 

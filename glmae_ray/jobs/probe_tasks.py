@@ -99,9 +99,9 @@ class Probes:
         if log is None:
             return
         if self._is_over and not self._advance(log, wait_s=_END_S):
-            for left in filter(None, (self._running, self._waiting)):
-                line = f"its probe was not done {_END_S:.0f} s after training, and is left out"
-                self._tell("probe_skipped", left.step, line)
+            line = f"its probe was not done {_END_S:.0f} s after training, and is left out"
+            for step in [p.step for p in (self._running, self._waiting) if p is not None]:
+                self._tell("probe_skipped", step, line)
         if self._running is not None:
             ray.cancel(self._running.result, force=True)
 
