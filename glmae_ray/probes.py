@@ -17,7 +17,7 @@ from torch import Tensor
 
 # Of DINO's evaluation (Caron et al., arXiv 2104.14294), after Wu et al., arXiv 1805.01978.
 _TEMPERATURE = 0.07
-_RIDGE = 0.01  # of each feature's variance; our decision
+_RIDGE = 0.1  # of each feature's variance; our decision
 _BINS = 50  # between 0 and 1, at which a map is cut
 _LEAST = 1e-6  # of a standard deviation: features that are alike everywhere stay 0
 
