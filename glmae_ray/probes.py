@@ -116,7 +116,7 @@ class TokenProbe:
     def dice(self, cases: Sequence[Tokens]) -> dict[int, float]:
         """Dice of each structure over all voxels of some cases, by its number.
 
-        Without those that were left out, are known in no case, or are neither there nor found.
+        Without those that were left out, or that no case shows in which they are known.
         """
         found = {}
         for number, cut in self._cuts.items():
@@ -124,10 +124,10 @@ class TokenProbe:
                 (self._values(case, number) > cut, case.label_NP == number)
                 for case in _knowing(cases, number)
             ]
-            both = sum(int((said & true).sum()) for said, true in pairs)
-            either = sum(int(said.sum() + true.sum()) for said, true in pairs)
-            if either:
-                found[number] = 2 * both / either
+            there = sum(int(true.sum()) for _, true in pairs)
+            if there:
+                both = sum(int((said & true).sum()) for said, true in pairs)
+                found[number] = 2 * both / (there + sum(int(said.sum()) for said, _ in pairs))
         return found
 
     def _inputs(self, case: Tokens) -> Tensor:

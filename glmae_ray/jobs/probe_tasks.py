@@ -28,7 +28,7 @@ from glmae_ray.tracking import RunLog, read_metrics, write_event
 from glmae_ray.watch import Event
 
 _END_S = 600.0  # that the end of a run waits for its last probe
-_NICE = 10  # where training shares the cores of a probe, it comes first
+_NICE = 19  # the least: where training shares the cores of a probe, it comes first
 
 
 class _Snapshot(NamedTuple):
@@ -140,7 +140,7 @@ class Probes:
         snapshot, self._waiting = self._waiting, None
         assert snapshot is not None
         # A process of its own, which goes with its memory; a fault would come again.
-        task = ray.remote(num_cpus=self._cfg.probe.cpus, max_calls=1, max_retries=0)(_probe)
+        task = ray.remote(num_cpus=self._cfg.probe.cpus, max_calls=1, max_retries=0)(_probe_encoder)
         settings = self._cfg.model_dump(mode="json")
         result = task.remote(settings, snapshot.weights, snapshot.grid)
         self._running = _Running(snapshot.step, snapshot.held_s, result)
@@ -178,7 +178,7 @@ def _reason(error: ray.exceptions.RayError) -> str:
     return " ".join(said.split())[:300]
 
 
-def _probe(
+def _probe_encoder(
     settings: dict[str, Any], weights: dict[str, NDArray[np.float32]], grid: Grid | None
 ) -> tuple[Figures, float]:
     """Probe an encoder; the figures and the seconds it took."""
