@@ -51,6 +51,10 @@ def probed(run: Path) -> dict[int, dict]:
     return found
 
 
+def events_of_probes(run: Path) -> list[dict]:
+    return [event for event in read_events(run) if "probe" in event["event"]]
+
+
 @pytest.fixture(scope="module")
 def finished(store, targets, local_ray, tmp_path_factory) -> Path:
     """A run of two workers with all probes every four steps."""
@@ -61,7 +65,7 @@ def finished(store, targets, local_ray, tmp_path_factory) -> Path:
 
 
 def test_figures_of_every_probe_stand_beside_the_losses(finished):
-    assert not read_events(finished)
+    assert not events_of_probes(finished)
     figures = probed(finished)
     assert [*figures] == [0, 4, 8]
     for values in figures.values():
@@ -108,7 +112,7 @@ def test_a_resumed_run_probes_no_step_twice_and_survives_a_probe_that_fails(
     words = ("probe.every_steps=4", f"probe.store={broken}", "resources.workers=2")
     assert pretrain(store, run, *words) == 0
     assert probed(run) == {step: probed(finished)[step] for step in (0, 4)}
-    missing, failed = read_events(run)
+    missing, failed = events_of_probes(run)
     assert (missing["event"], missing["step"]) == ("not_probed", 8)
     assert "step 8: probed without case v: " in missing["line"]
     assert failed["line"] == "step 8: the probe failed: no case could be read"
