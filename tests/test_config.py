@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from benchmarks._compare_config import CompareConfig
 from glmae_ray.cli import VERBS, main
 from glmae_ray.config import LossConfig, PretrainConfig
+from glmae_ray.config_finetune import FinetuneConfig
 from glmae_ray.config_loading import load
 from glmae_ray.config_model import PRESETS
 from glmae_ray.config_store import IngestConfig
