@@ -17,6 +17,7 @@ from glmae_ray import expressions
 from glmae_ray.config_base import Config, Problem, Size
 from glmae_ray.config_data import SamplingConfig, ViewsConfig
 from glmae_ray.config_model import ModelConfig
+from glmae_ray.config_probe import ProbeConfig
 from glmae_ray.config_run import RayConfig
 from glmae_ray.config_train import AdamWConfig, JobConfig, TrainConfig
 
@@ -80,6 +81,7 @@ class PretrainConfig(TrainConfig):
     model: ModelConfig = ModelConfig.model_validate({})
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
+    probe: ProbeConfig = ProbeConfig()
 
     @property
     def lr(self) -> float:
@@ -116,6 +118,7 @@ class PretrainConfig(TrainConfig):
         if not self.loss.kinds:
             names = ("loss.w_rl", "loss.w_rg", "loss.w_gg", "loss.w_gl")
             yield Problem(names, "loss: every weight is 0; at least one term has to be on")
+        yield from self.probe.problems()
         yield from super().rules()
 
     def _view_rules(self) -> Iterator[Problem]:
@@ -174,6 +177,7 @@ class DemoConfig(JobConfig):
     people: PositiveInt = 40
     seed: NonNegativeInt = 0
     pretrain: dict[str, Any] = {}  # fields of configs/pretrain/demo.yaml to change
+    finetune: dict[str, Any] = {}  # fields of configs/finetune/demo.yaml to change
     ray: RayConfig = RayConfig()
 
 

@@ -21,7 +21,8 @@ from glmae_ray.structures import shown
 from glmae_ray.targets import classes_to_learn, read_targets
 
 _COLUMNS = intensity.COLUMNS | structures.COLUMNS | {
-    "subject", "split", "channels", "shape", "spacing", "factors", "box_start", "box_stop",
+    "subject", "split", "channels", "shape", "spacing", "affine", "factors", "box_start",
+    "box_stop",
 }  # fmt: skip
 
 

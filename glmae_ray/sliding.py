@@ -11,95 +11,23 @@ Letters: B windows, C channels, K outputs, ZYX voxels.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from monai.data.utils import compute_importance_map
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glmae_ray.blocks import Blocks
-from glmae_ray.config_base import Size, Spacing
+from glmae_ray.config_base import Size
 from glmae_ray.config_finetune import CropsConfig, InferenceConfig
-from glmae_ray.intensity import Window, window_of
-from glmae_ray.resizing import axis_taps, resize
+from glmae_ray.seeing import Learned, Plane, Scan, see
 
 Predict = Callable[[Tensor], Tensor]  # windows_BCZYX float32 -> scores_BKZYX of the same sides
-Plane = tuple[int, Tensor]  # its number along Z, and its scores_KYX
 
 _SIGMA = 0.125  # of the Gaussian weights, in window sides; MONAI's default
-
-
-@dataclass(frozen=True, eq=False)
-class Scan:
-    """Voxels, and how their intensities become a network's.
-
-    Attributes:
-        array: (C, Z, Y, X), int16 or float32.
-        spacing: (Z, Y, X) in mm.
-        window: What its intensities become.
-        air: float32 (C,), what lies around it, as a network sees it.
-    """
-
-    array: NDArray[Any]
-    spacing: Spacing
-    window: Window
-    air: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, array: NDArray[Any], row: Mapping[str, Any], crops: CropsConfig) -> Scan:
-        """A case (C, Z, Y, X) with its row of the index, as crops of it are shown in training."""
-        window = window_of(row, crops)
-        z, y, x = row["spacing"]
-        return cls(array, (z, y, x), window, window.air(row["minimum"]))
-
-    @property
-    def shape(self) -> Size:
-        """Sides (Z, Y, X) in voxels."""
-        z, y, x = self.array.shape[1:]
-        return z, y, x
-
-    def cut(self, corner: Sequence[int], size: Size) -> NDArray[np.float32]:
-        """A window float32 (C, *size) as a network takes it; outside the scan is air.
-
-        Args:
-            corner: Its first voxel; may lie before the scan's.
-            size: Sides in voxels.
-        """
-        sides = list(zip(corner, size, self.shape, strict=True))
-        inside = [slice(max(0, at), min(at + part, side)) for at, part, side in sides]
-        cut = self.window.apply(self.array[:, *inside])
-        if cut.shape[1:] == size:
-            return cut
-        padded = np.empty((len(cut), *size), np.float32)
-        padded[...] = self.air[:, None, None, None]
-        there = [slice(s.start - at, s.stop - at) for s, at in zip(inside, corner, strict=True)]
-        padded[:, *there] = cut
-        return padded
-
-    def resampled(self, spacing: Spacing) -> Scan:
-        """The same space in voxels of about `spacing` mm, anti-aliased as crops are.
-
-        A whole number of voxels covers the scan exactly, so their sides are off by up to half a
-        voxel over a side of the scan.
-        """
-        pairs = zip(self.shape, self.spacing, spacing, strict=True)
-        sides = [max(1, round(side * had / wanted)) for side, had, wanted in pairs]
-        if tuple(sides) == self.shape:
-            return self
-        taps = [
-            axis_taps(np.array([0, had]), 1, had, side)
-            for had, side in zip(self.shape, sides, strict=True)
-        ]
-        array = np.empty((len(self.array), *sides), self.array.dtype)
-        resize(Blocks.whole(self.array), taps, array)
-        steps = zip(self.spacing, self.shape, sides, strict=True)
-        z, y, x = (step * had / side for step, had, side in steps)
-        return replace(self, array=array, spacing=(z, y, x))
 
 
 def segment(
@@ -108,35 +36,34 @@ def segment(
     *,
     crops: CropsConfig,
     inference: InferenceConfig,
+    learned: Learned | None = None,
     device: torch.device | str = "cpu",
     probabilities: NDArray[np.float32] | None = None,
 ) -> NDArray[np.uint8]:
     """Label every voxel of a scan, on its own grid, with the output of the highest score.
 
-    With `crops.spacing`, windows see the scan in that spacing; scores, not labels, come back to
-    its own grid, plane by plane.
+    Windows see it in `crops.spacing`, or as it lies if it lies as what was learned from does;
+    scores, not labels, come back to its own grid, plane by plane.
 
     Args:
         scan: The scan.
         predict: Scores of windows; at most 256 outputs.
         crops: Side and spacing of windows.
         inference: Their overlap, and how many at a time.
+        learned: How the scans lay that the network was trained on; None: as this one.
         device: Of the network, and of the scores while they are added up.
         probabilities: (K, Z, Y, X), such as a memory-mapped file, that takes the mean scores.
 
     Returns:
         uint8 (Z, Y, X), numbers of outputs.
     """
-    seen = scan if crops.spacing is None else scan.resampled(crops.spacing)
+    seen = see(scan, crops, learned)
     windows = Windows(crops.size, inference.overlap, inference.batch)
-    planes: Iterable[Plane] = mean_scores(seen, predict, windows, device=device)
-    if seen.shape != scan.shape:
-        planes = _brought_back(iter(planes), seen.shape, to=scan.shape)
     labels = np.empty(scan.shape, np.uint8)
-    for z, scores_KYX in planes:
-        labels[z] = _highest(scores_KYX).cpu().numpy()
+    for where, scores in seen.brought_back(mean_scores(seen.scan, predict, windows, device=device)):
+        labels[where] = _highest(scores).cpu().numpy()
         if probabilities is not None:
-            probabilities[:, z] = scores_KYX.cpu().numpy()
+            probabilities[:, *where] = scores.cpu().numpy()
     return labels
 
 
@@ -147,6 +74,7 @@ def classify(
     *,
     crops: CropsConfig,
     inference: InferenceConfig,
+    learned: Learned | None = None,
     device: torch.device | str = "cpu",
 ) -> NDArray[np.float64]:
     """Probabilities (classes,) of a case: the mean over windows that cover its foreground box.
@@ -157,27 +85,26 @@ def classify(
         predict: Probabilities of windows.
         crops: Side and spacing of windows.
         inference: Their overlap, and how many at a time.
+        learned: As of `segment`.
         device: Of the network.
     """
     ends = zip(row["box_start"], row["box_stop"], strict=True)
     box = tuple(slice(start, stop) for start, stop in ends)
     scan = Scan.of(np.ascontiguousarray(array[:, *box]), row, crops)
-    if crops.spacing is not None:
-        scan = scan.resampled(crops.spacing)
     windows = Windows(crops.size, inference.overlap, inference.batch)
-    return mean_answer(scan, predict, windows, device=device)
+    return mean_answer(see(scan, crops, learned).scan, predict, windows, device=device)
 
 
-def _highest(scores_KYX: Tensor) -> Tensor:
-    """The first output with the highest score, uint8 (Y, X): `argmax` in a fifth of the time.
+def _highest(scores: Tensor) -> Tensor:
+    """The first output (of K, ...) with the highest score, uint8: `argmax` in a fifth of the time.
 
     That walks over outputs voxel by voxel, this over voxels output by output.
     """
-    best_YX, labels_YX = scores_KYX[0], torch.zeros_like(scores_KYX[0], dtype=torch.uint8)
-    for number, plane_YX in enumerate(scores_KYX[1:], start=1):
-        labels_YX.masked_fill_(plane_YX > best_YX, number)
-        best_YX = torch.maximum(best_YX, plane_YX)
-    return labels_YX
+    best, labels = scores[0], torch.zeros_like(scores[0], dtype=torch.uint8)
+    for number, others in enumerate(scores[1:], start=1):
+        labels.masked_fill_(others > best, number)
+        best = torch.maximum(best, others)
+    return labels
 
 
 @dataclass(frozen=True)
@@ -291,21 +218,3 @@ class _Slab:
             for at, first, part in zip(corner, self._origin, self._size[1:], strict=True)
         )
         return slice(None), y, x
-
-
-def _brought_back(planes: Iterator[Plane], shape: Size, *, to: Size) -> Iterator[Plane]:
-    """Planes of scores on a grid of `shape`, on the grid `to` of the same space."""
-    taps = axis_taps(np.array([0, shape[0]]), 1, shape[0], to[0])
-    held: dict[int, Tensor] = {}
-    for z in range(to[0]):
-        weights = {
-            taps.start + int(number): float(weight)
-            for number, weight in zip(taps.index[:, z], taps.weight[:, z], strict=True)
-            if weight
-        }
-        while max(weights) not in held:
-            held |= [next(planes)]
-        held = {number: plane for number, plane in held.items() if number >= min(weights)}
-        scores_KYX = torch.stack([held[n] * weight for n, weight in weights.items()]).sum(0)
-        plane = F.interpolate(scores_KYX[None], size=to[1:], mode="bilinear", antialias=True)
-        yield z, plane[0]

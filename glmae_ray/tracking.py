@@ -133,8 +133,9 @@ def summarise(run: Place) -> Record:
     trained = [r for r in records if "loss" in r]
     train_s = sum(r["interval_s"] for r in trained)
     summary = {
-        "steps": records[-1]["step"],
-        "samples": records[-1]["samples"],
+        # Not of the last record, which may be that of a probe that began steps before.
+        "steps": max(r["step"] for r in records),
+        "samples": max(r["samples"] for r in records),
         "wall_s": sum(r.get(name, 0.0) for r in records for name in _SECONDS),
         "samples_per_s": sum(r["interval_samples"] for r in trained) / train_s,
         "data_wait_share": sum(r["data_wait_s"] for r in trained) / train_s,
@@ -154,6 +155,8 @@ def summarise(run: Place) -> Record:
     if vals := [(r["val"]["mean"], r["step"]) for r in records if "val" in r]:
         best, best_step = max(vals, key=lambda pair: (pair[0], -pair[1]))
         summary["val"] = {"last": vals[-1][0], "best": best, "best_step": best_step}
+    if probes := [{"step": r["step"], **r["probe"]} for r in records if "probe" in r]:
+        summary["probe"] = {"first": probes[0], "last": probes[-1]}
     publish(run / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 

@@ -110,3 +110,18 @@ def test_too_small_an_object_store_or_memory_is_told():
     first, second = allot(cfg, [tight]).warnings
     assert first.startswith("object store: ")
     assert second.startswith("memory: ")
+
+
+def test_a_probe_gets_a_cpu_where_one_is_left_and_else_shares_them():
+    probed = ("resources.workers=2", "probe.every_steps=2")
+    cfg = tiny_config(*probed)
+    assert allot(cfg, [node(4)]).probe_cpus == 1
+    small = allot(cfg, [node(2)])  # 2 workers at half a CPU, and a maker
+    assert small.probe_cpus == 0
+    assert small.warnings[-1].startswith("probe: no CPU of its own")
+    asks = tiny_config(*probed, "probe.cpus=2")
+    assert allot(asks, [node(4)]).probe_cpus == 2
+    for nodes in ([node(3)], [node(1)] * 8):  # too few, too small
+        with pytest.raises(UserError, match=r"probe.cpus: 2, but beside 2 workers"):
+            allot(asks, nodes)
+    assert allot(tiny_config("resources.workers=2"), [node(2)]).warnings == ()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from benchmarks._compare_config import CompareConfig
 from glmae_ray.cli import VERBS, main
 from glmae_ray.config import LossConfig, PretrainConfig
+from glmae_ray.config_finetune import FinetuneConfig
 from glmae_ray.config_loading import load
 from glmae_ray.config_model import PRESETS
 from glmae_ray.config_store import IngestConfig
@@ -198,6 +199,31 @@ def test_every_shipped_config_loads_and_opens_with_its_command(path):
     assert first.startswith("#")
     assert f"configs/{path.parent.name}/{path.name}" in first
     assert len(rest) < 40
+
+
+# Of the paper's Table I: crop along Z, Y, X, spacing in mm along the same, window in HU.
+TABLE = {
+    "btcv": ((96, 96, 96), (1.5, 1.5, 1.5), (-175, 250)),
+    "mmwhs": ((96, 96, 96), (1.5, 1.5, 1.5), (0, 1700)),
+    "spleen": ((96, 96, 96), (1.5, 1.5, 1.5), (-175, 250)),
+    "amos": ((96, 96, 96), (1.5, 1.5, 1.5), (-175, 250)),
+    "word": ((96, 96, 96), (1.5, 1.5, 1.5), (-175, 250)),
+    "covid": ((32, 192, 192), (5, 1.25, 1.25), (-1000, 500)),
+    # 120 planes are no multiple of the patch, 16.
+    "braintumour": ((112, 224, 224), (1, 1, 1), "zscore"),
+    "ccccii": ((32, 384, 384), None, (0, 255)),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_recipes_have_the_numbers_of_the_table(name):
+    size, spacing, intensity = TABLE[name]
+    words = ["store=s", "run=r", "init=e", *(["targets=t.csv"] if name == "ccccii" else [])]
+    cfg = load(FinetuneConfig, [f"configs/finetune/{name}.yaml", *words])
+    assert (cfg.crops.size, cfg.crops.spacing) == (size, spacing)
+    assert intensity in (cfg.crops.intensity, cfg.crops.window)
+    if cfg.task == "segmentation":
+        assert cfg.head.feature_size == 48
 
 
 def test_dry_run_prints_the_resolved_config_and_does_nothing(tmp_path, capsys):

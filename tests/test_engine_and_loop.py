@@ -110,7 +110,6 @@ def share_all_weights() -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, dict[str, list[float]]]:
-    """Every variant in a process of its own: DeepSpeed keeps one world per process."""
     cases = {name: [name] for name in STAGES}
     cases["divided"] = ["engine.micro_batch=1"]
     for name in STAGES:
@@ -121,30 +120,52 @@ def runs(tmp_path_factory) -> dict[str, dict[str, list[float]]]:
     cases["recomputed"] = ["model.activation_checkpointing=true"]
     cases["bf16"] = ["engine.precision=bf16"]
     cases["bf16, stage 2"] = ["engine.precision=bf16", "engine.zero_stage=2"]
-    return {
-        name: in_own_process(words, tmp_path_factory.mktemp("engine"))
-        for name, words in cases.items()
-    }
+    folder = tmp_path_factory.mktemp("engine")
+    return in_own_processes(cases, folder, function="tests.test_engine_and_loop.train")
 
 
-def in_own_process(
-    words: list[str], folder: Path, *, function: str = "tests.test_engine_and_loop.train"
-) -> dict[str, Any]:
-    """What a function found on rank 0, and that it found the same on the others."""
+def in_own_processes(
+    cases: dict[str, list[str]], folder: Path, *, function: str
+) -> dict[str, dict[str, Any]]:
+    """What a function found in each case, with a folder for each.
+
+    Cases of as many workers share their processes, as to start those takes longer than to train.
+    """
+    worlds: dict[int, dict[str, list[str]]] = {}
+    for name, words in cases.items():
+        worlds.setdefault(_workers(words), {})[name] = words
+    found: dict[str, dict[str, Any]] = {}
+    for workers, some in worlds.items():
+        calls = [(words, str(folder / name)) for name, words in some.items()]
+        found |= zip(some, _call(function, calls, workers=workers), strict=True)
+    return found
+
+
+def in_own_process(words: list[str], folder: Path, *, function: str) -> Any:
+    """What a function found: DeepSpeed keeps one world per process."""
+    (found,) = _call(function, [(words, str(folder))], workers=_workers(words))
+    return found
+
+
+def _workers(words: list[str]) -> int:
+    return 2 if UNEVEN in words else tiny_config(*words).resources.workers
+
+
+def _call(function: str, calls: list[tuple[list[str], str]], *, workers: int) -> list[Any]:
+    """What a function gave on rank 0, call by call, and that it gave the same on the others."""
     module, _, name = function.rpartition(".")
     code = (
-        f"import json, sys; from {module} import {name} as train\n"
-        "result = train(json.loads(sys.argv[1]), sys.argv[2])\n"
-        "print('RESULT', json.dumps(result), flush=True)\n"
+        f"import json, sys; from {module} import {name} as call\n"
+        "results = [call(*arguments) for arguments in json.loads(sys.argv[1])]\n"
+        "print('RESULT', json.dumps(results), flush=True)\n"
         # Else one may be gone while the other still sends, and gloo ends that process.
         "import torch.distributed as world; world.barrier(); world.destroy_process_group()"
     )
-    workers = 2 if UNEVEN in words else tiny_config(*words).resources.workers
     world = {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     world["MASTER_PORT"] = str(_free_port()) if workers > 1 else "0"
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps(words), str(folder)],
+            [sys.executable, "-c", code, json.dumps(calls)],
             env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             cwd=Path(__file__).parents[1],
             stdout=subprocess.PIPE,

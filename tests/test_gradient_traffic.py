@@ -25,16 +25,28 @@ from tests.models.test_glmae import make_batch
 # What sums gradients, and the argument that is sent.
 COLLECTIVES = {"all_reduce": "tensor", "reduce_scatter_tensor": "input"}
 WORKERS = 2
+STAGES = [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_sharded_gradients_of_linear_layers_travel_in_16_bits(stage, tmp_path):
-    cfg = tiny_config("engine.precision=bf16", f"engine.zero_stage={stage}", "resources.workers=2")
+def config(stage: int) -> PretrainConfig:
+    words = (f"engine.zero_stage={stage}", f"resources.workers={WORKERS}")
+    return tiny_config("engine.precision=bf16", *words)
+
+
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, int]]:
+    """How many numbers rank 0 sent in each type, by stage."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    found = tmp_path / "sent.json"
-    torch.multiprocessing.spawn(backward, args=(cfg, port, found), nprocs=WORKERS)
+    found = tmp_path_factory.mktemp("traffic") / "sent.json"
+    torch.multiprocessing.spawn(backward_in_every_stage, args=(port, found), nprocs=WORKERS)
+    return json.loads(found.read_text())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_sharded_gradients_of_linear_layers_travel_in_16_bits(stage, sent):
+    cfg = config(stage)
     module = GLMAE(model=cfg.model, views=cfg.views, loss=cfg.loss)
     every = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
     linear = sum(
@@ -45,15 +57,24 @@ def test_sharded_gradients_of_linear_layers_travel_in_16_bits(stage, tmp_path):
         if weight.requires_grad
     )
     in_16_bits = {"torch.bfloat16": linear, "torch.float32": every - linear}
-    assert json.loads(found.read_text()) == (in_16_bits if stage else {"float": 4 * every})
+    assert sent[stage] == (in_16_bits if stage else {"float": 4 * every})
 
 
-def backward(rank: int, cfg: PretrainConfig, port: int, found: Path) -> None:
-    """Run one backward pass; rank 0 writes how many numbers it sent in each type."""
+def backward_in_every_stage(rank: int, port: int, found: Path) -> None:
+    """Run one backward pass each; rank 0 writes what it sent."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORKERS)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     sent = count_what_is_sent()
+    every_sent = [backward(config(stage), sent) for stage in STAGES]
+    if rank == 0:
+        found.write_text(json.dumps(every_sent))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def backward(cfg: PretrainConfig, sent: Counter[str]) -> dict[str, int]:
+    """Numbers by type that one backward pass sends, where `sent` counts what torch is given."""
     module = GLMAE(model=cfg.model, views=cfg.views, loss=cfg.loss)
     engine = Engine(module, cfg=cfg, device=torch.device("cpu"))
     loss = engine(make_batch(cfg, cfg.micro_batch), teacher_temperature=0.05)["loss"]
@@ -62,11 +83,8 @@ def backward(rank: int, cfg: PretrainConfig, port: int, found: Path) -> None:
     if cfg.engine.zero_stage == 0:  # torch's DistributedDataParallel, which sends on its own
         assert not sent
         about = replicate.state(module)._ddp._get_ddp_logging_data()
-        sent = {about["dtypes"]: about["total_parameter_size_bytes"]}
-    if rank == 0:
-        found.write_text(json.dumps(sent))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+        return {about["dtypes"]: about["total_parameter_size_bytes"]}
+    return dict(sent)
 
 
 def count_what_is_sent() -> Counter[str]:

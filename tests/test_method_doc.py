@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from glmae_ray.config import PretrainConfig
+from glmae_ray.config_finetune import FinetuneConfig
+from glmae_ray.config_train import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs/method.md"
@@ -19,6 +21,7 @@ GRADES = {"V": "first-hand|abstract|figure|Table|checkpoint", "L": "lineage", "D
 
 
 class Row(NamedTuple):
+    section: str
     item: str
     grade: str
     source: str
@@ -29,14 +32,20 @@ class Row(NamedTuple):
 
 
 def table_rows() -> list[list[str]]:
-    """The cells of every table, without heads and rules."""
-    lines = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [row for row in cells if row[0] not in ("item", "trap") and not set(row[0]) <= {"-"}]
+    """Section and cells of every row of a table, without heads and rules."""
+    section, rows = "", []
+    for line in DOCUMENT.read_text().splitlines():
+        if line.startswith("## "):
+            section = line.removeprefix("## ")
+        elif line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if cells[0] not in ("item", "trap") and not set(cells[0]) <= {"-"}:
+                rows.append([section, *cells])
+    return rows
 
 
 ITEMS = [Row(*row) for row in table_rows() if len(row) == len(Row._fields)]
-TRAPS = [row for row in table_rows() if len(row) == 2]
+TRAPS = [row[1:] for row in table_rows() if len(row) == 3]
 
 
 def quoted(cell: str) -> list[str]:
@@ -67,7 +76,7 @@ def test_the_document_has_every_section_and_all_nine_traps():
         assert f"\n## {section}" in text
     assert len(ITEMS) > 60
     assert len(TRAPS) == 9
-    assert all(len(row) in (2, len(Row._fields)) for row in table_rows())
+    assert all(len(row) in (3, len(Row._fields)) for row in table_rows())
 
 
 @pytest.mark.parametrize("row", ITEMS, ids=lambda row: row.item)
@@ -83,27 +92,26 @@ def test_every_name_of_code_and_test_exists(row):
     for reference in quoted(row.test):
         assert exists(reference, under="tests"), reference
     pinned = bool(quoted(row.test)) and bool(quoted(row.code))
-    assert pinned or row.test in (
-        "not yet: finetuning",
-        "whoever ingests them chooses; not shipped",
-    )
+    assert pinned or row.test == "whoever ingests them chooses; not shipped"
 
 
 @pytest.mark.parametrize("row", [row for row in ITEMS if row.field], ids=lambda row: row.item)
 def test_every_value_is_the_default(row):
     (field,), (value,) = quoted(row.field), quoted(row.value)
-    assert default(field) == yaml.safe_load(value)
+    kind = FinetuneConfig if row.section == "Downstream" else PretrainConfig
+    assert default(kind, field) == yaml.safe_load(value)
 
 
-def default(field: str) -> Any:
-    given = PretrainConfig(store="none", run="none", steps=1, global_batch=1)
+def default(kind: type[TrainConfig], field: str) -> Any:
+    whole = {"store": "none", "run": "none", "init": "x", "steps": 1, "global_batch": 1}
+    given = kind.model_validate(whole)
     found = functools.reduce(getattr, field.split("."), given)
     return list(found) if isinstance(found, tuple) else found
 
 
 def test_no_default_of_the_method_is_left_out():
     """Every field of views, model and loss, and what the optimizer has of them."""
-    named = {name for row in ITEMS for name in quoted(row.field)}
+    named = {name for row in ITEMS if row.section != "Downstream" for name in quoted(row.field)}
     given = PretrainConfig(store="none", run="none", steps=1, global_batch=1)
     not_method = {
         "model.preset",

@@ -24,6 +24,7 @@ from tests.test_engine_and_loop import (
     batches,
     build_engine,
     in_own_process,
+    in_own_processes,
     share_all_weights,
 )
 
@@ -113,8 +114,8 @@ def same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> boo
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, dict[str, Any]]:
-    folder, function = tmp_path_factory.mktemp("none"), "tests.test_skipped.train_poisoned"
-    return {name: in_own_process(words, folder, function=function) for name, words in CASES.items()}
+    folder = tmp_path_factory.mktemp("none")
+    return in_own_processes(CASES, folder, function="tests.test_skipped.train_poisoned")
 
 
 @pytest.mark.parametrize("name", CASES)

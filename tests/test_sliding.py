@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from monai.inferers import sliding_window_inference
+from nibabel.eulerangles import euler2mat
+from scipy import ndimage
 
 from glmae_ray.config_finetune import CropsConfig, InferenceConfig
 from glmae_ray.intensity import Window
-from glmae_ray.sliding import Scan, Windows, mean_scores, segment
+from glmae_ray.seeing import STRAIGHT, Learned, Scan, see, tilt_deg
+from glmae_ray.sliding import Windows, mean_scores, segment
 
 AIR = np.zeros(1, np.float32)
 
@@ -121,5 +126,89 @@ def test_a_scan_resampled_to_its_own_spacing_is_itself():
 def test_what_lies_around_a_small_scan_is_its_air_in_the_units_of_the_network():
     array = np.array([[[[10, 20]]]], np.int16)
     row = {"modality": "MR", "spacing": [1, 1, 1], "minimum": [10.0], "mean": [0.0], "std": [10.0]}
+    row["affine"] = np.diag([1.0, 1, 1, 1])[[2, 1, 0, 3]].ravel()
     scan = Scan.of(array, row, CropsConfig(intensity="zscore"))
     np.testing.assert_allclose(scan.cut((0, -1, -1), (1, 2, 4)), [[[[1, 1, 1, 1], [1, 1, 2, 1]]]])
+
+
+def turned(degrees: float) -> np.ndarray:
+    """Axes of a scan that was turned about all three of the patient's."""
+    matrix = euler2mat(*np.deg2rad([degrees, -degrees / 2, degrees / 3]))
+    return matrix[:, ::-1]
+
+
+@pytest.mark.parametrize("degrees", [4, 25])
+def test_scores_of_a_straightened_scan_come_back_to_every_voxel_of_its_own(degrees):
+    scan = replace(scan_of((14, 19, 23), spacing=(2.5, 0.8, 1.0)), axes=turned(degrees))
+    straight_mm = Learned((0.5, 1.1, 1.1), (2.0, 1.4, 1.4), 0.0)
+    seen = see(scan, CropsConfig(), straight_mm)
+    assert seen.is_turned
+    assert seen.scan.axes is STRAIGHT
+    np.testing.assert_allclose(seen.scan.spacing, (2, 1.1, 1.1), rtol=0.1)
+    rng = np.random.default_rng(0)
+    scores = rng.random((3, *seen.scan.shape)).astype(np.float32)
+    found = np.full((3, *scan.shape), np.nan, np.float32)
+    times = np.zeros(scan.shape, int)
+    planes = ((z, torch.from_numpy(scores[:, z])) for z in range(seen.scan.shape[0]))
+    for where, part in seen.brought_back(planes):
+        found[:, *where] = part.numpy()
+        times[where] += 1
+    np.testing.assert_array_equal(times, 1)
+    # The middles of both are the same point; from there every voxel has its place in mm.
+    index = np.indices(scan.shape).reshape(3, -1)
+    mm = turned(degrees) @ ((index.T - (np.array(scan.shape) - 1) / 2) * scan.spacing).T
+    place = (mm[::-1].T / seen.scan.spacing + (np.array(seen.scan.shape) - 1) / 2).T
+    slack = (np.array(seen.scan.shape) * seen.scan.spacing - extent(scan)) / 2
+    place -= (slack / seen.scan.spacing)[:, None]  # the last voxels may reach further than the scan
+    expected = [ndimage.map_coordinates(k, place, order=1, mode="nearest") for k in scores]
+    np.testing.assert_allclose(found.reshape(3, -1), expected, atol=2e-4)
+
+
+def extent(scan: Scan) -> np.ndarray:
+    """Of a scan along the patient's Z, Y, X, in mm."""
+    return (np.abs(scan.axes) @ (np.array(scan.shape) * scan.spacing))[::-1]
+
+
+def test_an_oblique_copy_gets_the_labels_of_the_scan():
+    """A ball and a bar, sampled on straight axes and on ones at 20 degrees and in finer voxels."""
+
+    def sample(shape, spacing, axes):
+        index = np.indices(shape).reshape(3, -1).T
+        x, y, z = axes @ ((index - (np.array(shape) - 1) / 2) * spacing).T
+        ball = np.hypot(np.hypot(x - 6, y), z) < 8
+        bar = (np.abs(x + 9) < 4) & (np.abs(y) < 12) & (np.abs(z) < 5)
+        hu = np.select([ball, bar], [200, -150], 25).reshape(1, *shape)
+        return Scan(hu.astype(np.int16), spacing, window(), np.float32([200 / 425]), axes)
+
+    def predict(windows):
+        values = windows[:, 0] * 425 - 175
+        return torch.stack([-(values - hu).abs() for hu in (25, -150, 200)], dim=1)
+
+    crops, inference = CropsConfig(size=(16, 24, 24)), InferenceConfig()
+    learned = Learned((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), 0.0)
+    for axes in (STRAIGHT, turned(20)):
+        scan = sample((44, 48, 60), (0.8, 0.8, 0.8), axes)
+        room = np.full((3, *scan.shape), np.nan, np.float32)
+        labels = segment(
+            scan,
+            predict,
+            crops=crops,
+            inference=inference,
+            learned=learned,
+            probabilities=room,
+        )
+        truth = np.select([scan.array[0] == -150, scan.array[0] == 200], [1, 2], 0)
+        assert np.isfinite(room).all()
+        for value in (1, 2):
+            both = ((labels == value) & (truth == value)).sum()
+            assert 2 * both / ((labels == value).sum() + (truth == value).sum()) > 0.9, value
+
+
+def test_what_was_learned_from_is_left_as_it_lies():
+    learned = Learned((1.0, 0.8, 0.8), (5.0, 1.0, 1.0), 10.0)
+    for degrees, spacing in ((0, (3.0, 0.9, 0.9)), (8, (5.2, 0.78, 1.0))):
+        scan = replace(scan_of((9, 8, 7), spacing=spacing), axes=turned(degrees))
+        assert see(scan, CropsConfig(), learned).scan is scan
+    assert see(scan, CropsConfig(), None).scan is scan
+    assert tilt_deg(STRAIGHT) == 0
+    assert learned.nearest((0.5, 0.9, 3.0)) == (1.0, 0.9, 1.0)

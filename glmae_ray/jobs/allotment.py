@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glmae_ray.budget import Budget, budget, cpus_per_maker
+from glmae_ray.config import PretrainConfig
 from glmae_ray.config_train import TrainConfig
 from glmae_ray.errors import UserError
 
@@ -24,12 +25,14 @@ class Allotment:
         cpus: Its CPUs.
         budget: Of the makers of its views.
         warnings: What will be slow, a line each.
+        probe_cpus: Of a probe of pre-training; 0 where it shares the cores of others.
     """
 
     gpu: bool
     cpus: float
     budget: Budget
     warnings: tuple[str, ...]
+    probe_cpus: float = 0.0
 
 
 def allot(cfg: TrainConfig, nodes: Sequence[Node]) -> Allotment:
@@ -61,7 +64,31 @@ def allot(cfg: TrainConfig, nodes: Sequence[Node]) -> Allotment:
     cpus_left = max(cpus_per_maker(cfg), min(left, places * cpus_per_maker(cfg)))
     plan = budget(cfg, cpus=cpus_left + workers * each, cpus_per_worker=each)
     lines = [*_crowding(cfg, most, each, cpus), *_warnings(plan, nodes)]
-    return Allotment(gpu, each, plan, tuple(lines))
+    if not (isinstance(cfg, PretrainConfig) and cfg.probe.every_steps):
+        return Allotment(gpu, each, plan, tuple(lines))
+    probe_cpus = _probe_cpus(cfg, each, nodes)
+    if probe_cpus == 0:
+        lines.append("probe: no CPU of its own; it shares those of workers and makers, after them")
+    return Allotment(gpu, each, plan, tuple(lines), probe_cpus)
+
+
+def _probe_cpus(cfg: PretrainConfig, each: float, nodes: Sequence[Node]) -> float:
+    """CPUs of a probe, beside which workers and a maker of views have theirs.
+
+    Raises:
+        UserError: More are asked for than there can be.
+    """
+    left = _sum(nodes, "CPU") - cfg.workers * each - cpus_per_maker(cfg)
+    room = max(0.0, min(left, *(node["Resources"].get("CPU", 0.0) for node in nodes)))
+    asked = cfg.probe.cpus
+    if asked is None:
+        return 1.0 if room >= 1 else 0.0
+    if asked > room and not cfg.resources.autoscales:
+        raise UserError(
+            f"probe.cpus: {asked:g}, but beside {cfg.workers} workers at {each:g} CPU each and a "
+            f"maker of views a node has {room:g}; with 0 probes share the cores of others"
+        )
+    return asked
 
 
 def _crowding(cfg: TrainConfig, most: int, each: float, cpus: float) -> list[str]:

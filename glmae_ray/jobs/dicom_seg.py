@@ -32,6 +32,7 @@ _MAY_BE_EMPTY = (
 _HAVE_TO_BE = (
     "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID",
 )  # fmt: skip
+_UTF8 = "ISO_IR 192"  # what a series is written in may be one that highdicom refuses
 _NONE = "no DICOM-SEG, its headers do not do for one"
 _SCHEME = "99GLMAE"  # of codes: structures are called what the training data calls them
 
@@ -69,6 +70,8 @@ def read_references(files: ImageFiles, limits: Limits) -> References | None:
     for path in paths:
         with guarded(path):
             header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+            header.decode()
+            header.SpecificCharacterSet = _UTF8
             for keyword in _MAY_BE_EMPTY:
                 if keyword not in header:
                     setattr(header, keyword, "")

@@ -117,14 +117,16 @@ def check_inputs(cfg: DoctorConfig, _machine: Machine) -> Iterator[Finding]:
         return
     if not cfg.store:
         return
-    from glmae_ray.jobs.pretrain import check_store
+    from glmae_ray.jobs.pretrain import check_probe, check_store
     from glmae_ray.jobs.run_folder import check_run
 
     names = [name for name in ("store", "run", "init") if getattr(cfg, name)]
     cfg = cfg.model_copy(update={name: str(to_place(getattr(cfg, name))) for name in names})
     odd: list[str] = []
+    told: list[str] = []
     try:
         facts = check_store(cfg, tell=odd.append)
+        check_probe(cfg, tell=told.append)
         if cfg.run:
             check_run(cfg, Path(cfg.run), facts)
         if cfg.init:
@@ -134,6 +136,7 @@ def check_inputs(cfg: DoctorConfig, _machine: Machine) -> Iterator[Finding]:
     except UserError as error:
         yield from (Finding("reason", line) for line in error.lines)
     yield from (Finding("advice", line) for line in odd)
+    yield from (Finding("fact", line) for line in told)
 
 
 def check_place(cfg: DoctorConfig, machine: Machine) -> Iterator[Finding]:

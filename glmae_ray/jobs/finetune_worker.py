@@ -20,6 +20,7 @@ from glmae_ray.models.segmenter_files import Which, publish_segmenter, segmenter
 from glmae_ray.optim import layer_groups
 from glmae_ray.paths import read_file, to_place
 from glmae_ray.ranks import Ranks
+from glmae_ray.seeing import Learned
 
 
 def train_worker(settings: dict[str, Any]) -> tuple[str, ...]:
@@ -61,6 +62,7 @@ def _leave(
         engine.module,
         names=labelled.classes or labelled.structures,
         modality=list(labelled.modalities),
+        learned=Learned.of(labelled.train, cfg.augment),
         step=step,
         weights=which,
         val=val,

@@ -20,7 +20,8 @@ from glmae_ray.paths import to_place
 from glmae_ray.ranks import Ranks
 from glmae_ray.reading import CaseReader, UnreadableCaseError
 from glmae_ray.scores import dice_case
-from glmae_ray.sliding import Scan, classify, segment
+from glmae_ray.seeing import Learned, Scan
+from glmae_ray.sliding import classify, segment
 from glmae_ray.tracking import Record, RunLog, write_event
 from glmae_ray.watch import Event
 
@@ -55,6 +56,7 @@ class HeldOutCases:
         """
         self._cfg, self._engine, self._ranks, self._leave = cfg, engine, ranks, leave
         self._maker = crop_maker(cfg, labelled, split="val")
+        self._learned = Learned.of(labelled.train, cfg.augment)
         cases = len(self._maker.index)
         rows = np.linspace(0, cases - 1, min(cases, cfg.validation.samples)).round().astype(int)
         self._rows: list[int] = rows.tolist()[ranks.rank :: ranks.size]
@@ -117,8 +119,12 @@ class HeldOutCases:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        cfg = self._cfg
-        return {"crops": cfg.crops, "inference": cfg.inference, "device": self._engine.device}
+        return {
+            "crops": self._cfg.crops,
+            "inference": self._cfg.inference,
+            "learned": self._learned,
+            "device": self._engine.device,
+        }
 
     def _predict(self, image_BCZYX: Tensor) -> Tensor:
         return self._engine({"image": image_BCZYX}, task="predict")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from glmae_ray import checkpoint
+from glmae_ray.config_base import Config
 from glmae_ray.config_train import TrainConfig
 from glmae_ray.errors import StoppedError
 from glmae_ray.jobs.allotment import Allotment, allot
@@ -17,10 +18,10 @@ from glmae_ray.jobs.store_changes import StoreFacts
 from glmae_ray.paths import to_place
 from glmae_ray.tracking import Record, progress, summarise
 
-Job = TypeVar("Job", bound=TrainConfig)
+Section = TypeVar("Section", bound=Config)
 
 
-def with_whole_paths(cfg: Job, *names: str) -> Job:
+def with_whole_paths(cfg: Section, *names: str) -> Section:
     """The same with fields that are paths made whole: Ray's workers run in another directory."""
     given = {name: location for name in names if (location := getattr(cfg, name)) is not None}
     return cfg.model_copy(update={name: str(to_place(at)) for name, at in given.items()})

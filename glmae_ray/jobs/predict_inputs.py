@@ -32,7 +32,7 @@ class Input:
 
     Attributes:
         array: (C, Z, Y, X) as a store would hold it.
-        row: What a network's input depends on: the index's columns of modality, spacing,
+        row: What a network's input depends on: the index's columns of modality, spacing, affine,
             foreground box and intensities.
         affine: (4, 4), index (x, y, z, 1) of the input's own axes to RAS+ mm.
         header: Of a NIfTI file, whose words for its geometry label maps repeat.
@@ -191,6 +191,7 @@ def _row_of(volume: Volume) -> Row:
     return {
         "modality": volume.modality,
         "spacing": list(volume.spacing),
+        "affine": volume.affine.ravel().tolist(),
         "box_start": list(box[0]),
         "box_stop": list(box[1]),
         **intensities(volume.array, box),

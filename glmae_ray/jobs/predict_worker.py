@@ -100,7 +100,11 @@ class Predictor:
         labels = self._label(case, source)
         note = self._write_segmentation(case, source, labels) if case.dicom_seg else ""
         write_nifti(self._outputs.label_map(case.case_id), labels, source)
-        return {"structures": _volumes(labels, names, source)}, note
+        lay = self._segmenter.lay(source.row)
+        if lay.tilt_deg is not None and not note:
+            note = f"{case.source}: lies {lay.tilt_deg:.0f} degrees oblique, and was straightened"
+        seen = {"spacing_mm": list(lay.spacing), "straightened_deg": lay.tilt_deg}
+        return {"structures": _volumes(labels, names, source), "seen": seen}, note
 
     def _label(self, case: Case, source: Input) -> NDArray[np.uint8]:
         if not self._probabilities:

@@ -10,6 +10,7 @@ from glmae_ray.config import PretrainConfig
 from glmae_ray.encoder_out import export_encoder
 from glmae_ray.engine import Engine
 from glmae_ray.jobs.held_out_views import HeldOutViews
+from glmae_ray.jobs.probe_tasks import Probes
 from glmae_ray.jobs.starting import begin_from_init
 from glmae_ray.jobs.worker import Parts, work
 from glmae_ray.models.glmae import GLMAE
@@ -42,4 +43,5 @@ def _assemble(cfg: PretrainConfig, ranks: Ranks, device: torch.device) -> Parts:
         sample_maker(cfg, split="train", kinds=cfg.loss.kinds),
         HeldOutViews(cfg, engine, ranks=ranks),
         leave,
+        Probes(cfg, engine, ranks=ranks) if cfg.probe.every_steps else None,
     )

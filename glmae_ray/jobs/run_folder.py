@@ -26,7 +26,7 @@ from glmae_ray.paths import UNFINISHED, Place, names_in, publish, read_file
 # case cannot be read. Folders may move; the store is known by its fingerprint.
 _FREE = {
     *("store", "run", "resources", "ray", "save", "log", "pipeline", "accept_store_change"),
-    *("engine.micro_batch", "optim.rewind_after"),
+    *("engine.micro_batch", "optim.rewind_after", "probe"),
 }
 CASES = "cases.json"  # of finetuning: who is trained on, who is held out, what outputs mean
 _CONFIG = "config.json"

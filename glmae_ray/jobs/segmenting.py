@@ -14,7 +14,8 @@ from torch import Tensor
 
 from glmae_ray.config_finetune import CropsConfig, InferenceConfig
 from glmae_ray.models.segmenter_files import Which, load_segmenter
-from glmae_ray.sliding import Scan, classify, segment
+from glmae_ray.seeing import Lay, Learned, Scan, axes_of, lay_of
+from glmae_ray.sliding import classify, segment
 
 
 class Segmenter:
@@ -51,6 +52,7 @@ class Segmenter:
         self.names: list[str] = self.facts["classes" if self.classifies else "structures"]
         self.inference = inference or InferenceConfig.model_validate(self.facts["inference"])
         self._crops = CropsConfig.model_validate(self.facts["crops"])
+        self._learned = Learned.from_dict(self.facts["learned"])
         self._device = device
         self._module = module.to(device)
 
@@ -66,6 +68,12 @@ class Segmenter:
             whole.update(name.encode())
             whole.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
         return whole.hexdigest()
+
+    def lay(self, row: Mapping[str, Any]) -> Lay:
+        """How the network sees a case."""
+        z, y, x = row["spacing"]
+        axes = axes_of(np.reshape(row["affine"], (4, 4)))
+        return lay_of((z, y, x), axes, self._crops, self._learned)
 
     def label(
         self,
@@ -99,7 +107,12 @@ class Segmenter:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        return {"crops": self._crops, "inference": self.inference, "device": self._device}
+        return {
+            "crops": self._crops,
+            "inference": self.inference,
+            "learned": self._learned,
+            "device": self._device,
+        }
 
     def _predict(self, image_BCZYX: Tensor) -> Tensor:
         return self._module({"image": image_BCZYX}, task="predict")

@@ -43,6 +43,22 @@ class HeldOut(Protocol):
         ...
 
 
+class Beside(Protocol):
+    """What is done beside training, in processes of its own."""
+
+    def begin(self, step: int, log: RunLog | None) -> None:
+        """Start what is due at the first step of a sitting. Collective."""
+        ...
+
+    def after(self, step: int, log: RunLog | None) -> None:
+        """Start what is due, and write what has come. Collective."""
+        ...
+
+    def close(self, log: RunLog | None) -> None:
+        """Wait for what is left of a run that is over, or stop it."""
+        ...
+
+
 class Sitting:
     """Logs, validates, saves, goes back, and ends, all workers at the same steps."""
 
@@ -54,6 +70,7 @@ class Sitting:
         ranks: Ranks,
         maker: Maker,
         held_out: HeldOut,
+        beside: Beside | None = None,
     ) -> None:
         """Load the newest checkpoint and write down that a sitting begins. Collective.
 
@@ -63,9 +80,10 @@ class Sitting:
             ranks: This worker among the others.
             maker: That of the samples.
             held_out: What is measured every `validation.every_steps`.
+            beside: What is done beside training.
         """
         self._cfg, self._engine, self._ranks, self._maker = cfg, engine, ranks, maker
-        self._held_out = held_out
+        self._held_out, self._beside = held_out, beside
         self._run = to_place(cfg.run)
         self.tell = functools.partial(write_event, self._run, rank=ranks.rank)
         found = resume(engine, self._run, ranks=ranks, tell=self.tell)
@@ -94,6 +112,13 @@ class Sitting:
             checkpoint.remove(left)
         return self._ranks.told(number)
 
+    def begin(self) -> None:
+        """Do what is due before the first step. Collective."""
+        if self.start == 0:
+            self.validate(step=0)
+        if self._beside is not None:
+            self._beside.begin(self.start, self._log)
+
     def after_step(self, info: StepInfo) -> bool:
         """Do what is due after a step; whether the run goes on, or is done. Collective."""
         cfg, step = self._cfg, info.step
@@ -116,6 +141,8 @@ class Sitting:
         if due or last or orders.save:
             wait = last or orders.leaving or orders.stop is not None
             self._save(step, val_loss=val_loss, wait=wait)
+        if self._beside is not None:
+            self._beside.after(step, self._log)
         self._hang.beat(step)
         return orders.stop is None or last
 
@@ -145,6 +172,8 @@ class Sitting:
         """End the sitting: what was saved is written. Collective."""
         self._hang.close()
         self._saver.close()
+        if self._beside is not None:
+            self._beside.close(self._log)
         if self._log is not None:
             self._log.close()
         flush(self._run, timeout_s=CLOSE_S)

@@ -13,7 +13,7 @@ import torch
 from glmae_ray.config_train import TrainConfig
 from glmae_ray.engine import Engine
 from glmae_ray.errors import CommonError
-from glmae_ray.jobs.sitting import HeldOut, Sitting
+from glmae_ray.jobs.sitting import Beside, HeldOut, Sitting
 from glmae_ray.loop import train_steps
 from glmae_ray.pipeline import rank_batches
 from glmae_ray.ranks import Ranks
@@ -32,12 +32,14 @@ class Parts(NamedTuple):
         maker: That of the samples.
         held_out: What is measured beside training.
         leave: Writes what the run is for, after its last step. Collective.
+        beside: What is done beside training.
     """
 
     engine: Engine
     maker: Maker
     held_out: HeldOut
     leave: Callable[[], None]
+    beside: Beside | None = None
 
 
 def work(
@@ -68,8 +70,8 @@ def work(
 
 
 def _train(cfg: TrainConfig, parts: Parts, ranks: Ranks) -> None:
-    engine, maker, held_out, leave = parts
-    sitting = Sitting(cfg, engine, ranks=ranks, maker=maker, held_out=held_out)
+    engine, maker, held_out, leave, beside = parts
+    sitting = Sitting(cfg, engine, ranks=ranks, maker=maker, held_out=held_out, beside=beside)
     batches = rank_batches(
         ray.train.get_dataset_shard("train"),
         cfg=cfg,
@@ -80,8 +82,7 @@ def _train(cfg: TrainConfig, parts: Parts, ranks: Ranks) -> None:
         tell=sitting.tell,
     )
     with sitting:
-        if sitting.start == 0:
-            sitting.validate(step=0)
+        sitting.begin()
         for info in train_steps(engine, batches, cfg=cfg, start=sitting.start, rank=ranks.rank):
             if not sitting.after_step(info):
                 break

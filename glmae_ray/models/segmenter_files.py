@@ -26,6 +26,7 @@ from glmae_ray.models.finetuning import SHAPE, Finetuning, shape_of
 from glmae_ray.models.vit3d import Encoder, patch_grid
 from glmae_ray.models.weight_files import FORMAT, read_safetensors
 from glmae_ray.paths import Place, read_file, to_place
+from glmae_ray.seeing import Learned
 
 Which = Literal["last", "best"]
 
@@ -41,6 +42,7 @@ def segmenter_facts(
     *,
     names: tuple[str, ...],
     modality: list[str],
+    learned: Learned,
     step: int,
     weights: Which = "last",
     **more: Any,
@@ -52,6 +54,7 @@ def segmenter_facts(
         module: With the run's weights.
         names: Structures in the order of outputs 1, 2, ..., or all classes.
         modality: Of the cases it was trained on, each once.
+        learned: How those lay.
         step: Steps done.
         weights: Whether these are the last or the best.
         **more: `val`, figures on the validation cases, and `origin`, where the encoder comes
@@ -69,6 +72,7 @@ def segmenter_facts(
         "inference": cfg.inference.model_dump(mode="json"),
         "grid": {"crop": list(grid)},
         "modality": sorted(modality),
+        "learned": learned.as_dict(),
         "step": step,
         "weights": weights,
         "val": None,
@@ -110,6 +114,9 @@ def load_segmenter(run: str | Place, *, which: Which = "last") -> tuple[Finetuni
     if "head" not in facts or facts.get("format") != FORMAT:
         said = f"format {facts.get('format')}" if "head" in facts else "no head"
         raise UserError(f"{place}: has {said}; this version reads segmenters of format {FORMAT}")
+    if "learned" not in facts:
+        line = "an earlier version wrote it, without how the cases lay that it was trained on"
+        raise UserError(f"{place}: {line}; give glmae finetune again, in a new folder")
     module = _build(facts, tensors)
     try:
         module.load_state_dict(tensors, assign=True)

@@ -155,6 +155,10 @@ class VolumeIndex:
         """Level-0 spacing in mm, (N, 3) as (Z, Y, X)."""
         return self._numbers("spacing", np.float64).reshape(-1, 3)
 
+    def affines(self) -> NDArray[np.float64]:
+        """Canonical index (z, y, x, 1) to RAS+ mm, (N, 4, 4)."""
+        return self._numbers("affine", np.float64).reshape(-1, 4, 4)
+
     def boxes(self) -> NDArray[np.int64]:
         """Foreground boxes in level-0 voxels, (N, 2, 3): start and stop (exclusive), (Z, Y, X)."""
         ends = [self._numbers(name, np.int64).reshape(-1, 3) for name in ("box_start", "box_stop")]

@@ -9,7 +9,8 @@ import torch
 
 from glmae_ray.models.segmenter_files import publish_segmenter, segmenter_facts
 from glmae_ray.paths import to_place
-from tests.models.finetunes import CLASSIFIES, SIZE, finetune_config, finetuning
+from glmae_ray.seeing import Learned
+from tests.models.finetunes import ANY, CLASSIFIES, SIZE, finetune_config, finetuning
 
 NAMES = ("liver", "left kidney")
 
@@ -20,6 +21,7 @@ def write_segmenter(
     names: tuple[str, ...] = NAMES,
     modality: tuple[str, ...] = ("CT",),
     weights: Any = "last",
+    learned: Learned = ANY,
     seed: int = 0,
 ) -> str:
     """Write one of one channel and windows of (16, 12, 8); its name."""
@@ -36,7 +38,13 @@ def write_segmenter(
             )
             module.network.out.conv.conv.bias -= logits.mean((0, 2, 3, 4))
     facts = segmenter_facts(
-        finetune_config(*words), module, names=names, modality=[*modality], step=4, weights=weights
+        finetune_config(*words),
+        module,
+        names=names,
+        modality=[*modality],
+        learned=learned,
+        step=4,
+        weights=weights,
     )
     publish_segmenter(to_place(run), module, facts=facts)
     return str(run)

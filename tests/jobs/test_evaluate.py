@@ -18,7 +18,8 @@ from glmae_ray.store.zarr_store import VolumeStore
 from tests.jobs.segmenters import write_classifier, write_segmenter
 from tests.test_crops import SHAPE, SPACING, write_store
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+# `evaluated` goes through Ray's actors.
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray", "cases_here")]
 
 STRUCTURES = ("liver", "spleen", "kidney")
 VALUES = {"liver": 2, "spleen": 5, "kidney": 300}  # in the label maps of the store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from tests.store.scans import write_people
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 STEPS, BATCH, SAVED_EVERY = 150, 6, 10
+ENDLESS = 100_000  # no machine gets there before the test is over
 # One worker and one maker of views a node.
 CPUS, CPUS_PER_WORKER = 3, 2
 ENDS_S, HEAD_LOST_S = 600, 120
@@ -108,8 +110,12 @@ def misbehave(fault_folder) -> Iterator[Callable[..., None]]:
 
 def check_that_it_ends_well(run: WatchedRun) -> None:
     assert run.wait(timeout_s=ENDS_S) == 0, run.said()[-2000:]
-    assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))
-    assert wrong_steps(run.run, steps=STEPS, global_batch=BATCH) == {}
+    check_that_each_step_is_done_once(run, steps=STEPS)
+
+
+def check_that_each_step_is_done_once(run: WatchedRun, *, steps: int) -> None:
+    assert [step for step, _ in run.losses()] == list(range(1, steps + 1))
+    assert wrong_steps(run.run, steps=steps, global_batch=BATCH) == {}
 
 
 def workers_of_sittings(run: WatchedRun) -> list[int]:
@@ -171,10 +177,13 @@ def test_a_node_that_kubernetes_evicts_saves_before_it_goes(cluster, start):
 
 def test_a_node_that_joins_is_taken_in_without_losing_a_step(cluster, start):
     cluster.kill_node(cluster.nodes[0])
-    run = start(cluster, f"save.every_steps={STEPS}")
+    words = [f"steps={ENDLESS}", f"save.every_steps={ENDLESS}", "resources.resize_s=5"]
+    run = start(cluster, *words)
     run.wait_for(step=10)
     cluster.add_node()
-    check_that_it_ends_well(run)
+    run.wait_for_sitting(1)
+    assert run.leave(timeout_s=ENDS_S) == 128 + signal.SIGTERM, run.said()[-2000:]
+    check_that_each_step_is_done_once(run, steps=run.look().step)
     assert workers_of_sittings(run) == [1, 2]
     assert repeated_steps(run.run)[1] <= 10
 

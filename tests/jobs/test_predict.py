@@ -69,6 +69,7 @@ def test_a_folder_is_predicted_on_and_what_does_not_fit_is_refused(run, scans, t
     assert "holds 2 volumes" in refused[str(scans / "four.nii.gz")]
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_the_same_command_does_what_is_missing_or_has_changed(run, scans, tmp_path, capsys):
     words = [run, tmp_path / "out", f"source={scans}"]
     assert predict(*words) == 0
@@ -103,6 +104,7 @@ def test_out_among_the_scans_is_refused_before_anything_is_written(run, scans, c
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_modality_and_channels_have_to_be_those_of_the_run(tmp_path, capsys):
     run = write_segmenter(tmp_path / "run", "model.channels=2", modality=("CT", "MR"))
     write_nifti(tmp_path / "scans" / "a.nii.gz")
@@ -138,6 +140,7 @@ def test_cases_of_a_store_get_label_maps_on_the_grid_of_their_files(
         np.testing.assert_array_equal(found.dataobj, again.dataobj)
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_a_case_that_ingest_resampled_is_its_own_grid_and_told(run, tmp_path, capsys):
     source = write_nifti(tmp_path / "scans" / "a.nii.gz", axes="PIR")
     store = tmp_path / "store"
@@ -153,6 +156,7 @@ def test_a_case_that_ingest_resampled_is_its_own_grid_and_told(run, tmp_path, ca
     np.testing.assert_allclose(*middles, atol=1.0)
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_a_classifier_leaves_a_table(scans, tmp_path, capsys):
     run = write_classifier(tmp_path / "run")
     assert predict(run, tmp_path / "out", f"source={scans}") == 0

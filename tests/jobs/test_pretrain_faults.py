@@ -31,6 +31,7 @@ def words(store: Path, run: Path, *more: str) -> list[str]:
         "steps=6",
         "optim.warmup_steps=1",
         "log.pictures=false",
+        "log.tensorboard=false",
     ]
     return ["pretrain", *TINY, *of_run, "save.every_steps=3", *more]
 

@@ -20,7 +20,10 @@ from tests.jobs.test_export import write_run
 
 def words(store: Path, run: Path, *more: str) -> list[str]:
     # A rate that changes nothing: what the run exports is what it started from.
-    shape = ("steps=2", "save.every_steps=1", "log.pictures=false", "optim.base_lr=1e-30")
+    shape = (
+        *("steps=2", "save.every_steps=1", "optim.base_lr=1e-30"),
+        *("log.pictures=false", "log.tensorboard=false"),
+    )
     of_run = (f"store={store}", f"run={run}", "optim.warmup_steps=1", "validation.samples=2")
     return ["pretrain", *TINY, *shape, *of_run, *more]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -26,21 +24,15 @@ WORDS = [
 ]
 
 
-def glmae(*words):
-    """A process of its own, so that Ray's workers see where the server is."""
-    command = [sys.executable, "-m", "glmae_ray.cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-
-
 def test_a_run_in_a_bucket_leaves_what_one_on_disk_leaves_and_goes_on(
-    small_store, bucket, tmp_path
+    small_store, bucket, tmp_path, capsys
 ):
     place, here = to_place(f"{bucket}/runs/a"), tmp_path / "run"
     words = ["pretrain", *WORDS, f"store={small_store}", "steps=4"]
     assert main([*words, f"run={here}"]) == 0
-    done = glmae(*words, f"run={place}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"run: {place}"
+    capsys.readouterr()
+    assert main([*words, f"run={place}"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"run: {place}"
     assert names_in(place) - {"events"} == names_in(here) - {"events.jsonl"}
     for name in ("pictures", "tensorboard", "checkpoints"):
         assert len(names_in(place / name)) == len(names_in(here / name)), name
@@ -53,8 +45,7 @@ def test_a_run_in_a_bucket_leaves_what_one_on_disk_leaves_and_goes_on(
     newest = sorted(names_in(place / "checkpoints"))[-1]
     for lost in ("summary.json", f"checkpoints/{newest}/state.json"):  # as a kill leaves it
         place.fs.rm(f"{place.path}/{lost}")
-    done = glmae(*words, f"run={place}")
-    assert done.returncode == 0, done.stderr
+    assert main([*words, f"run={place}"]) == 0
     assert [record["step"] for record in read_metrics(place)] == steps
     assert losses(place) == pytest.approx(losses(here), rel=1e-5)
 

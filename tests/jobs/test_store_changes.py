@@ -19,7 +19,8 @@ pytestmark = pytest.mark.ray
 # Checkpoints after each step, all kept: a run can be put back to any of them.
 WORDS = [
     *TINY,
-    *("steps=2", "optim.warmup_steps=1", "log.every_steps=1", "log.pictures=false"),
+    *("steps=2", "optim.warmup_steps=1", "log.every_steps=1"),
+    *("log.pictures=false", "log.tensorboard=false"),
     *("save.every_steps=1", "validation.every_steps=2", "validation.samples=4"),
 ]
 

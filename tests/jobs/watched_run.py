@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +65,12 @@ class WatchedRun:
             self.driver.kill()
             self.driver.wait()
 
+    def leave(self, *, timeout_s: float) -> int:
+        """Ask the driver to save and to leave, and wait until it has; its exit status."""
+        assert self.driver is not None
+        self.driver.send_signal(signal.SIGTERM)
+        return self.wait(timeout_s=timeout_s)
+
     def wait(self, *, timeout_s: float) -> int:
         """Until the driver ends; its exit status."""
         assert self.driver is not None
@@ -95,10 +102,18 @@ class WatchedRun:
         Raises:
             RuntimeError: The driver ended, or it took too long.
         """
+        return self._wait_until(f"step {step}", lambda now: now.step >= step, timeout_s)
+
+    def wait_for_sitting(self, sitting: int, *, timeout_s: float = 180) -> Look:
+        """Until a sitting has done a step, or a later one has; raises as `wait_for`."""
+        what = f"step of sitting {sitting}"
+        return self._wait_until(what, lambda now: now.sitting >= sitting, timeout_s)
+
+    def _wait_until(self, what: str, is_there: Callable[[Look], bool], timeout_s: float) -> Look:
         until = time.monotonic() + timeout_s
-        while (now := self.look()).step < step:
+        while not is_there(now := self.look()):
             if time.monotonic() > until or self.has_ended():
-                raise RuntimeError(f"no step {step}, but {now}: {self.said()[-2000:]}")
+                raise RuntimeError(f"no {what}, but {now}: {self.said()[-2000:]}")
             time.sleep(0.1)
         return now
 

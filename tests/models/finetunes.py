@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from glmae_ray.config_finetune import FinetuneConfig
 from glmae_ray.config_loading import load
 from glmae_ray.models.finetuning import Finetuning, build_encoder
+from glmae_ray.seeing import Learned
 
 SIZE = (16, 12, 8)
 TINY = [
@@ -26,6 +27,7 @@ TINY = [
     "head.feature_size=4",
     "engine.precision=float32",
 ]
+ANY = Learned((0.01,) * 3, (100.0,) * 3, 180.0)  # voxels of all sizes, in scans at all angles
 CLASSIFIES = ["task=classification", "targets=classes.csv", "head.kind=linear", "head.hidden=10"]
 
 

@@ -12,14 +12,21 @@ from glmae_ray.errors import UserError
 from glmae_ray.models.encoder_files import load_encoder
 from glmae_ray.models.segmenter_files import load_segmenter, publish_segmenter, segmenter_facts
 from glmae_ray.paths import to_place
-from tests.models.finetunes import CLASSIFIES, SIZE, finetune_config, finetuning
+from tests.models.finetunes import ANY, CLASSIFIES, SIZE, finetune_config, finetuning
 
 
 def publish(run, *words, names=("liver", "spleen"), weights="last", modality=("CT",), **more):
     module = finetuning(*words, outputs=len(names) + ("task=classification" not in words))
     cfg = finetune_config(*words)
     facts = segmenter_facts(
-        cfg, module, names=names, modality=list(modality), step=4, weights=weights, **more
+        cfg,
+        module,
+        names=names,
+        modality=list(modality),
+        learned=ANY,
+        step=4,
+        weights=weights,
+        **more,
     )
     publish_segmenter(to_place(run), module, facts=facts)
     return module.eval(), facts
@@ -62,7 +69,9 @@ def test_a_classifier_comes_back_too(tmp_path):
 def test_positions_of_a_file_of_others_stay_with_the_module(tmp_path):
     module = finetuning()
     module.encoder.adopt_positions(torch.randn(25, 24), grid=(4, 3, 2))
-    facts = segmenter_facts(finetune_config(), module, names=("a", "b"), modality=["CT"], step=1)
+    facts = segmenter_facts(
+        finetune_config(), module, names=("a", "b"), modality=["CT"], learned=ANY, step=1
+    )
     publish_segmenter(tmp_path, module, facts=facts)
     assert torch.equal(predict(load_segmenter(tmp_path)[0]), predict(module.eval()))
 
