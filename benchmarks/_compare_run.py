@@ -110,5 +110,9 @@ def _reason(part: Part, status: int, begin: int) -> str:
         log.seek(begin)
         lines = log.read().decode(errors="replace").strip().splitlines()
     start = f"glmae {part.verb}: "
-    told = [line.removeprefix(start) for line in lines if line.startswith(start)]
+    told = [
+        line.removeprefix(start).removeprefix("failed: ")
+        for line in lines
+        if line.startswith(start)
+    ]
     return "; ".join(told or lines[-1:]) or f"exit code {status}"

@@ -41,7 +41,7 @@ class Estimate(NamedTuple):
     mean: NDArray[np.float64]
     each: NDArray[np.float64]
 
-    def __sub__(self, other: Estimate) -> Estimate:  # type: ignore[override]
+    def __sub__(self, other: Estimate) -> Estimate:
         return Estimate(self.mean - other.mean, self.each - other.each)
 
 
