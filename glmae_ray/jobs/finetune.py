@@ -49,6 +49,18 @@ def run(cfg: FinetuneConfig) -> None:
     print(f"run: {folder}")
 
 
+def check(cfg: FinetuneConfig) -> Labelled:
+    """See that store, labels and encoder fit a run, which is not begun; the cases it would have.
+
+    Raises:
+        UserError: They do not.
+    """
+    VolumeStore.open(cfg.store)
+    labelled = choose_cases(cfg)
+    _with_model(cfg, labelled, to_place(cfg.run))
+    return labelled
+
+
 def _fingerprint(cfg: FinetuneConfig) -> str:
     return VolumeIndex.read(cfg.store, columns=FINGERPRINT_COLUMNS).fingerprint()
 
