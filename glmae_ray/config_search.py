@@ -16,7 +16,7 @@ from glmae_ray.config_loading import build, merge, read_yaml
 from glmae_ray.config_run import RayConfig
 from glmae_ray.config_train import JobConfig
 from glmae_ray.errors import UserError
-from glmae_ray.search_space import Space, grid_size, sampled
+from glmae_ray.search_space import KINDS, Space, grid_size, sampled
 
 Tree = dict[str, Any]
 
@@ -37,8 +37,7 @@ def _flat(given: Any, above: str = "") -> Any:
         return given
     names: Tree = {}
     for key, value in given.items():
-        is_section = isinstance(value, dict) and all(isinstance(v, dict) for v in value.values())
-        if is_section and value:
+        if isinstance(value, dict) and value and not set(value) & KINDS:
             names |= _flat(value, f"{above}{key}.")
         else:
             names[f"{above}{key}"] = value

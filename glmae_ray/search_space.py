@@ -163,3 +163,4 @@ _READERS = {
     "choice": _list,
     "grid": _list,
 }
+KINDS = frozenset(_READERS)

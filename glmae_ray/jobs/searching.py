@@ -59,14 +59,16 @@ def search(
     def trial(config: dict[str, Any]) -> None:
         run_trial(config, cfg=cfg, makers=share.makers)
 
-    # Curves are the runs' own and TensorBoard's; tables are ours.
+    # Tables and the screen are ours; of Tune are only the curves for TensorBoard.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     random.seed(cfg.seed)  # of pbt
     watcher = Watcher(cfg, after_each)
     tuner = tune.Tuner(
-        # Its workers and makers take the CPUs, which `room` counts.
-        tune.with_resources(trial, {"CPU": 0}),
+        # Its workers and makers take the CPUs, which `room` counts. Tune takes no request for
+        # nothing: it is a byte.
+        tune.with_resources(trial, {"memory": 1}),
         tune_config=tune.TuneConfig(
             max_concurrent_trials=share.trials,
             scheduler=_scheduler(cfg),
