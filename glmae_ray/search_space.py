@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 _GOLDEN = 0.382  # a place inside a range that is neither an end nor a whole number
 _DIGITS = 12  # of a step on a grid: 0.1 + 0.2 is 0.3
@@ -56,19 +55,19 @@ class Space:
             return [low, _on_grid(low + step[0], low, step[0]), self.inside(high)]
         return [low, low + _GOLDEN * (high - low), high]
 
-    def draw(self, random: np.random.Generator) -> Any:
+    def draw(self, source: random.Random) -> Any:
         """A value; of a grid its first, as `sampled` goes through the others."""
         if self.is_listed:
-            return self.values[0 if self.kind == "grid" else random.integers(len(self.values))]
+            return self.values[0 if self.kind == "grid" else source.randrange(len(self.values))]
         low, high, *step = self.values
         if self.kind == "randint":
-            return int(random.integers(low, high))
+            return source.randrange(low, high)
         if self.kind == "quniform":
             count = math.floor((high - low) / step[0] + 1e-9)
-            return _on_grid(low + step[0] * random.integers(count + 1), low, step[0])
+            return _on_grid(low + step[0] * source.randrange(count + 1), low, step[0])
         if self.kind == "loguniform":
-            return float(math.exp(random.uniform(math.log(low), math.log(high))))
-        return float(random.uniform(low, high))
+            return math.exp(source.uniform(math.log(low), math.log(high)))
+        return source.uniform(low, high)
 
     def inside(self, value: float) -> float:
         """The nearest number that could be drawn from a range."""
@@ -86,8 +85,8 @@ def sampled(spaces: dict[str, Space], number: int, *, seed: int) -> dict[str, An
 
     Grids are gone through in order, the last field fastest; the rest is drawn.
     """
-    random = np.random.default_rng([seed, number])
-    sample = {name: space.draw(random) for name, space in spaces.items()}
+    source = random.Random(f"{seed} {number}")
+    sample = {name: space.draw(source) for name, space in spaces.items()}
     grids = {name: space.values for name, space in spaces.items() if space.kind == "grid"}
     place = number
     for name, values in reversed(grids.items()):

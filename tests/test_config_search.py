@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+import random
+
 import pytest
 
 from glmae_ray.cli import main
@@ -39,8 +40,8 @@ def lines(*words: str) -> tuple[str, ...]:
 )
 def test_what_is_drawn_is_of_the_space_and_reaches_all_of_it(given, fits):
     space = Space.parse(given)
-    random = np.random.default_rng(0)
-    drawn = [space.draw(random) for _ in range(200)]
+    source = random.Random(0)
+    drawn = [space.draw(source) for _ in range(200)]
     assert all(fits(value) for value in drawn)
     if given.get("loguniform"):  # half of the draws below the geometric mean
         assert 70 < sum(value < 1e-4 for value in drawn) < 130
@@ -172,5 +173,7 @@ def test_a_mistake_ends_with_exit_code_2_and_leaves_nothing(tmp_path, capsys):
     run = tmp_path / "run"
     words = [*BASE, f"run={run}", "search.optim.lrr={choice: [1]}"]
     assert main(["tune", *words]) == 2
-    assert capsys.readouterr().err == "glmae tune: search.optim.lrr: unknown key; did you mean lr?\n"
+    assert (
+        capsys.readouterr().err == "glmae tune: search.optim.lrr: unknown key; did you mean lr?\n"
+    )
     assert not run.exists()

@@ -222,14 +222,9 @@ def _mutations(cfg: SearchConfig) -> dict[str, Any]:
         if space.is_listed:
             draws[name] = list(space.values)
         else:
-            draws[name] = lambda space=space: space.draw(_generator())
+            # Tune's own scheduler draws from the module's state, too.
+            draws[name] = lambda space=space: space.draw(random.Random(random.random()))
     return draws
-
-
-def _generator() -> Any:
-    import numpy as np
-
-    return np.random.default_rng(random.getrandbits(32))
 
 
 def _inside(cfg: SearchConfig, config: dict[str, Any]) -> dict[str, Any]:

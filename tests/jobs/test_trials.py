@@ -36,7 +36,10 @@ FACTS = StoreFacts("f" * 64, "s" * 64)
 
 def search(run: Path, *words: str) -> SearchConfig:
     base = [f"finetune.{word}" for word in TINY[2:]]
-    space = ["search.optim.lr={loguniform: [1e-4, 1e-2]}", "search.optim.freeze={choice: [true, false]}"]
+    space = [
+        "search.optim.lr={loguniform: [1e-4, 1e-2]}",
+        "search.optim.freeze={choice: [true, false]}",
+    ]
     return load(SearchConfig, ["store=/store", f"run={run}", *base, *space, "trials=4", *words])
 
 
@@ -52,7 +55,10 @@ def write_run(cfg: SearchConfig, trial: Trial, dice: dict[int, float]) -> Path:
     if max(dice) == tree["steps"]:
         (run / "summary.json").write_text(json.dumps({"steps": tree["steps"]}))
     for step in dice:
-        files = {checkpoint.STATE: json.dumps({"step": step, "parts": 1}).encode(), "engine/w": b"w"}
+        files = {
+            checkpoint.STATE: json.dumps({"step": step, "parts": 1}).encode(),
+            "engine/w": b"w",
+        }
         checkpoint.write_part(checkpoint.folder_of(run, step=step, sitting=0), files, rank=0)
     return run
 
