@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +27,13 @@ from glmae_ray.paths import Place, read_file, to_place
 
 _LOOK_S = 0.5
 _MARK = "reported.json"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what a run tells off the screen, where trials run beside each other."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 class Mark(NamedTuple):
@@ -55,7 +65,7 @@ def run_trial(config: dict[str, Any], *, cfg: SearchConfig, makers: int | None) 
     told = _Told(cfg, name, to_place(run.run), after=mark.step if mark else 0)
     pipeline = run.pipeline.model_copy(update={"makers": makers})
     try:
-        with beside(told.follow, name="told"):
+        with _quiet(), beside(told.follow, name="told"):
             finetune.run(run.model_copy(update={"pipeline": pipeline}))
     except StoppedError:
         return

@@ -43,6 +43,7 @@ def run(cfg: SearchConfig) -> None:
     labelled = finetune.check(cfg.example)
     if not labelled.val:
         raise UserError("finetune.val_where: no case with labels is held out to judge trials by")
+    print(*finetune.told(cfg.example, labelled), sep="\n")
     publish(search / CONFIG, json.dumps(cfg.model_dump(mode="json"), indent=2) + "\n")
     todo, left = _todo(cfg, search)
     if left:
