@@ -15,8 +15,12 @@ _KNOCK_S = 10.0
 
 
 @contextmanager
-def ray_session(cfg: RayConfig) -> Iterator[None]:
+def ray_session(cfg: RayConfig, *, environment: dict[str, str] | None = None) -> Iterator[None]:
     """Have Ray inside; a Ray that was already there stays, one that was started here stops.
+
+    Args:
+        cfg: Which.
+        environment: Variables of all processes that Ray starts for this job.
 
     Raises:
         UserError: The named cluster does not answer.
@@ -30,21 +34,22 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
         yield
         return
     if address := cfg.address or os.environ.get("RAY_ADDRESS"):
-        _join(address)
+        _join(address, environment or {})
     else:
-        _start_here()
+        _start_here(environment or {})
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _join(address: str) -> None:
+def _join(address: str, environment: dict[str, str]) -> None:
     import ray
 
     try:
         _knock(address)
-        ray.init(address=address, logging_level=logging.WARNING)
+        given = {"env_vars": environment}
+        ray.init(address=address, runtime_env=given, logging_level=logging.WARNING)
     except OSError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"ray.address: {address} does not answer ({reason})") from None
@@ -57,7 +62,7 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 
-def _start_here() -> None:
+def _start_here(environment: dict[str, str]) -> None:
     import ray
 
     # The cluster of one process that goes with it: its token concerns nobody.
@@ -67,6 +72,7 @@ def _start_here() -> None:
     ray.init(
         address="local",  # not the cluster that somebody else has started on this machine
         num_cpus=cpus,
+        runtime_env={"env_vars": environment},
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,

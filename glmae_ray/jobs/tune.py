@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -23,8 +22,8 @@ from glmae_ray.paths import Place, names_in, publish, read_file, to_place
 
 # What may differ when a search is continued. More trials may be asked for, too.
 _FREE = {"store", "run", "trials", "retries", "at_a_time", "ray"}
-# Of Ray Data, for a share of the cluster that it holds for a trial that was ended; its 180 s are as
-# long as a trial may be.
+# How long Ray Data holds a share of the cluster for a trial that was ended, in seconds. With its 180
+# the makers of several short trials would have a part of what is theirs.
 _HELD = {"RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "30"}
 
 
@@ -123,9 +122,7 @@ def _checked(cfg: SearchConfig, search: Place, trial: Trial) -> Trial:
 def _search(cfg: SearchConfig, todo: list[Trial], left: int) -> None:
     example = cfg.example.model_copy(update={"ray": cfg.ray})
     apply_profile(example)
-    for name, value in _HELD.items():
-        os.environ.setdefault(name, value)
-    with ray_session(cfg.ray):
+    with ray_session(cfg.ray, environment=_HELD):
         from glmae_ray.jobs.searching import search
 
         share = _room(cfg, left)
