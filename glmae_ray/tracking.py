@@ -21,7 +21,7 @@ from glmae_ray.terminal import follow
 
 __all__ = [
     *("EVENTS", "METRICS", "Record", "RunLog", "flush", "progress", "read_events"),
-    *("read_metrics", "summarise", "wall_s", "write_event"),
+    *("read_metrics", "summarise", "write_event"),
 ]
 
 FLUSH_S = 10.0  # that a checkpoint may wait for records; a store that answers takes less than one
@@ -127,11 +127,6 @@ def read_metrics(run: Place) -> list[Record]:
     return read_lines(run / METRICS)
 
 
-def wall_s(records: list[Record]) -> float:
-    """Seconds that the records of a run are about: training, and what is done beside it."""
-    return sum(r.get(name, 0.0) for r in records for name in _SECONDS)
-
-
 def summarise(run: Place) -> Record:
     """Write RUN/summary.json from the records of all sittings of the run, and return it."""
     records = read_metrics(run)
@@ -140,7 +135,7 @@ def summarise(run: Place) -> Record:
     summary = {
         "steps": records[-1]["step"],
         "samples": records[-1]["samples"],
-        "wall_s": wall_s(records),
+        "wall_s": sum(r.get(name, 0.0) for r in records for name in _SECONDS),
         "samples_per_s": sum(r["interval_samples"] for r in trained) / train_s,
         "data_wait_share": sum(r["data_wait_s"] for r in trained) / train_s,
         "peak_memory_bytes": max(r["peak_memory_bytes"] for r in trained),

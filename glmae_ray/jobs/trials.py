@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from glmae_ray.config_search import SearchConfig, Tree
 from glmae_ray.paths import Place, names_in, publish, read_file
-from glmae_ray.tracking import read_metrics, wall_s
+from glmae_ray.tracking import read_metrics
 
 TRIALS = "trials"  # folder in the run folder
 _SUFFIX = ".json"
@@ -45,7 +45,7 @@ class Figures(NamedTuple):
 
     Attributes:
         dice: Held-out mean by step.
-        seconds: Of training, validation and saving.
+        seconds: Of training, validation and saving, without the start of the workers.
         is_complete: Whether it has done all its steps, and left what it is for.
     """
 
@@ -118,7 +118,8 @@ def figures(run: Place) -> Figures:
     is_complete = bool(
         config and summary and json.loads(summary)["steps"] >= json.loads(config)["steps"]
     )
-    return Figures(dice, wall_s(records), is_complete)
+    seconds = sum(r.get("interval_s", 0.0) + r.get("aside_s", 0.0) for r in records)
+    return Figures(dice, seconds, is_complete)
 
 
 def ended(cfg: SearchConfig, search: Place, trial: Trial) -> Trial:

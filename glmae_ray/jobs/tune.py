@@ -22,8 +22,8 @@ from glmae_ray.paths import Place, names_in, publish, read_file, to_place
 
 # What may differ when a search is continued. More trials may be asked for, too.
 _FREE = {"store", "run", "trials", "retries", "at_a_time", "ray"}
-# How long Ray Data holds a share of the cluster for a trial that was ended, in seconds. With its 180
-# the makers of several short trials would have a part of what is theirs.
+# How long Ray Data holds a share of the cluster for a trial that was ended, in seconds. With its
+# 180 the makers of short trials would have a part of what is theirs.
 _HELD = {"RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "30"}
 
 
