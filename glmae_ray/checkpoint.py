@@ -121,6 +121,22 @@ def contents(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
             yield name, data
 
 
+def copy(checkpoint: Checkpoint, run: Place) -> None:
+    """Copy a checkpoint into another run, where it is complete after its last file.
+
+    Raises:
+        CorruptError: It does not hold what was written.
+    """
+    folder = run / FOLDER / checkpoint.place.name
+    for name, data in contents(checkpoint):
+        publish(folder / name, data)
+    for rank in range(checkpoint.state["parts"]):
+        part = read_file(checkpoint.place / _part(rank))
+        if part is None:
+            raise CorruptError(f"{checkpoint.place / _part(rank)} is missing")
+        publish(folder / _part(rank), part)
+
+
 def surplus(found: list[Checkpoint], *, keep: int) -> list[Checkpoint]:
     """Complete checkpoints that need not stay: not of the last `keep`, and not the best.
 

@@ -16,6 +16,7 @@ from glmae_ray import __version__
 from glmae_ray.config import DemoConfig, DoctorConfig, ExportConfig, PretrainConfig
 from glmae_ray.config_finetune import EvaluateConfig, FinetuneConfig, PredictConfig
 from glmae_ray.config_loading import load
+from glmae_ray.config_search import SearchConfig
 from glmae_ray.config_store import IngestConfig, InspectConfig
 from glmae_ray.config_train import JobConfig
 from glmae_ray.errors import StoppedError, UserError
@@ -27,6 +28,7 @@ VERBS: dict[str, tuple[type[JobConfig], str]] = {
     "inspect": (InspectConfig, "what a store holds; with case=ID a picture and facts of a case"),
     "pretrain": (PretrainConfig, "a store into a pre-trained encoder; again to continue"),
     "finetune": (FinetuneConfig, "an encoder (init=...) and labels into a segmenter or classifier"),
+    "tune": (SearchConfig, "a search over finetuning runs (search.FIELD=...); again to continue"),
     "evaluate": (EvaluateConfig, "a finetuned run against the labels of a split of a store"),
     "predict": (PredictConfig, "label maps (out=...) of scans (source=... or store=...)"),
     "export": (ExportConfig, "an encoder or a finetuned run as files for others (out=...)"),

@@ -38,7 +38,7 @@ def run(cfg: FinetuneConfig) -> None:
     if check_run(cfg, folder, facts):
         print(f"{folder}: has done its {cfg.steps} steps already")
     else:
-        print(*_told(cfg, labelled), sep="\n")
+        print(*told(cfg, labelled), sep="\n")
         begin = functools.partial(_begin, folder, labelled, report)
         summary = launch(cfg, facts, begin=begin, fit=functools.partial(_fit, cfg, labelled))
         if val := summary.get("val"):
@@ -47,6 +47,18 @@ def run(cfg: FinetuneConfig) -> None:
                 f"after step {val['best_step']}; glmae evaluate measures both on the test cases"
             )
     print(f"run: {folder}")
+
+
+def check(cfg: FinetuneConfig) -> Labelled:
+    """See that store, labels and encoder fit a run, which is not begun; the cases it would have.
+
+    Raises:
+        UserError: They do not.
+    """
+    VolumeStore.open(cfg.store)
+    labelled = choose_cases(cfg)
+    _with_model(cfg, labelled, to_place(cfg.run))
+    return labelled
 
 
 def _fingerprint(cfg: FinetuneConfig) -> str:
@@ -76,7 +88,8 @@ def _with_model(
     return cfg, report
 
 
-def _told(cfg: FinetuneConfig, labelled: Labelled) -> list[str]:
+def told(cfg: FinetuneConfig, labelled: Labelled) -> list[str]:
+    """What a run trains on, for people."""
     names = labelled.classes or labelled.structures
     what = "classes" if labelled.classes else "structures"
     line = f"{len(labelled.train)} cases to train on, {len(labelled.val)} held out"

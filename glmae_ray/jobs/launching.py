@@ -47,9 +47,9 @@ def launch(
         UserError: The cluster does not fit; nothing was written.
     """
     folder = to_place(cfg.run)
-    _apply_profile(cfg)
+    apply_profile(cfg)
     with ray_session(cfg.ray):
-        allotment = _allot(cfg)
+        allotment = allot_here(cfg)
         begin()
         write_facts(cfg, folder, store)
         with progress(folder, steps=cfg.steps):
@@ -65,14 +65,14 @@ def launch(
     return summary
 
 
-def _apply_profile(cfg: TrainConfig) -> None:
+def apply_profile(cfg: TrainConfig) -> None:
     """Set what Ray reads when it is imported."""
     joins = cfg.ray.address or os.environ.get("RAY_ADDRESS")
     profile = PROFILES[cfg.resources.profile]
     apply(profile, starts_ray=not joins, hang_s=cfg.resources.hang_s)
 
 
-def _allot(cfg: TrainConfig) -> Allotment:
+def allot_here(cfg: TrainConfig) -> Allotment:
     """See that the cluster that runs has what the run needs; says what that is."""
     import ray
 

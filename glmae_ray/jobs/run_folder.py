@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ _FREE = {
     *("engine.micro_batch", "optim.rewind_after", "probe"),
 }
 CASES = "cases.json"  # of finetuning: who is trained on, who is held out, what outputs mean
-_CONFIG = "config.json"
+CONFIG = "config.json"
 _BEFORE_CONFIG = (ENVIRONMENT, "init.json", CASES)
-_FIRST_FILES = {*_BEFORE_CONFIG, *(name + UNFINISHED for name in (*_BEFORE_CONFIG, _CONFIG))}
+_FIRST_FILES = {*_BEFORE_CONFIG, *(name + UNFINISHED for name in (*_BEFORE_CONFIG, CONFIG))}
 
 
 def check_run(cfg: TrainConfig, folder: Place, facts: StoreFacts) -> bool:
@@ -40,18 +41,13 @@ def check_run(cfg: TrainConfig, folder: Place, facts: StoreFacts) -> bool:
     Raises:
         UserError: It is of another run, or holds something else.
     """
-    config = read_file(folder / _CONFIG)
+    config = read_file(folder / CONFIG)
     if config is None:
         # A kill may come before config.json, which is the last.
         if (isinstance(folder, Path) and folder.is_file()) or names_in(folder) - _FIRST_FILES:
             raise UserError(f"run: {folder} is not a run folder and not empty; name another")
         return False
-    before = json.loads(config)
-    now = cfg.model_dump(mode="json")
-    lines = [
-        f"{name}: {new!r}, but {folder} was started with {old!r}; name another run"
-        for name, old, new in changed_fields(before, now)
-    ]
+    lines = refusals(json.loads(config), cfg.model_dump(mode="json"), folder)
     change = store_change(cfg, folder, facts)
     if change and not cfg.accept_store_change:
         lines.append(refusal(change))
@@ -61,12 +57,28 @@ def check_run(cfg: TrainConfig, folder: Place, facts: StoreFacts) -> bool:
     return summary is not None and json.loads(summary)["steps"] >= cfg.steps
 
 
-def changed_fields(before: Any, now: Any) -> list[tuple[str, Any, Any]]:
-    """What may not change when a run is continued and did: dotted field, its value before, now."""
+def changed_fields(
+    before: Any, now: Any, *, free: Collection[str] = _FREE
+) -> list[tuple[str, Any, Any]]:
+    """What may not change when a run is continued and did: dotted field, its value before, now.
+
+    Args:
+        before: The fields that it was started with.
+        now: Those that it is given now.
+        free: Sections and dotted fields that may differ.
+    """
     return [
         (name, old, new)
         for name, old, new in _differences(before, now)
-        if name.split(".")[0] not in _FREE and name not in _FREE
+        if name.split(".")[0] not in free and name not in free
+    ]
+
+
+def refusals(before: Any, now: Any, folder: Place, *, free: Collection[str] = _FREE) -> list[str]:
+    """A line for each of `changed_fields`, about the folder of the run."""
+    return [
+        f"{name}: {new!r}, but {folder} was started with {old!r}; name another run"
+        for name, old, new in changed_fields(before, now, free=free)
     ]
 
 
@@ -93,7 +105,7 @@ def write_facts(cfg: TrainConfig, folder: Place, store: StoreFacts) -> None:
     }
     publish(folder / ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
     text = json.dumps(cfg.model_dump(mode="json"), indent=2)
-    publish(folder / _CONFIG, text + "\n")
+    publish(folder / CONFIG, text + "\n")
 
 
 def _git_commit() -> str | None:

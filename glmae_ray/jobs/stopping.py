@@ -28,6 +28,11 @@ def stop_requested(run: str) -> str | None:
     return None if found is None else found.decode()
 
 
+def ask_to_stop(run: str, name: str) -> None:
+    """Ask a run to stop, as its driver does when a signal of this name comes."""
+    internal_kv._internal_kv_put(run.encode(), name.encode(), True, namespace=_NAMESPACE)
+
+
 def fit_or_stop(fit: Callable[[], Any], *, run: str) -> None:
     """Run `fit` to its end; SIGINT or SIGTERM asks the workers to save and end, a second leaves.
 
@@ -57,11 +62,11 @@ def fit_or_stop(fit: Callable[[], Any], *, run: str) -> None:
         outcome.signal = number
         name = signal.Signals(number).name
         print(f"{name}: saving a checkpoint, then leaving; again: leave at once", file=sys.stderr)
-        internal_kv._internal_kv_put(run.encode(), name.encode(), True, namespace=_NAMESPACE)
+        ask_to_stop(run, name)
 
     internal_kv._internal_kv_del(run.encode(), namespace=_NAMESPACE)
     if threading.current_thread() is not threading.main_thread():
-        fit()  # no signal comes here
+        _fit_where_no_signal_comes(fit, run)
         return
     before = {number: signal.signal(number, ask) for number in _SIGNALS}
     try:
@@ -75,6 +80,16 @@ def fit_or_stop(fit: Callable[[], Any], *, run: str) -> None:
         raise outcome.error
     if outcome.signal is not None:
         raise StoppedError(outcome.signal)
+
+
+def _fit_where_no_signal_comes(fit: Callable[[], Any], run: str) -> None:
+    """Run `fit` in the thread of an actor, whose driver may ask it to stop."""
+    try:
+        fit()
+        if name := stop_requested(run):
+            raise StoppedError(signal.Signals[name])
+    finally:
+        internal_kv._internal_kv_del(run.encode(), namespace=_NAMESPACE)
 
 
 def _wait_for(ended: threading.Event, outcome: _Outcome) -> None:

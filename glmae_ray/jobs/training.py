@@ -63,7 +63,7 @@ def train(cfg: TrainConfig, allotment: Allotment, *, worker: Worker, maker: Make
                 SaveBeforeResize(cfg.run),
                 Patience(cfg.run, needs=_needs(cfg, allotment), wait_s=profile.wait_s),
             ],
-            **_storage(cfg),
+            **storage(cfg.run),
         ),
         datasets={"train": lambda: shards},
         dataset_config=PlannedDataConfig(),
@@ -111,9 +111,9 @@ def _failures(cfg: TrainConfig, profile: Profile) -> ray.train.FailureConfig:
     )
 
 
-def _storage(cfg: TrainConfig) -> dict[str, Any]:
-    """The run folder as Ray Train takes it: it sees that every node reaches it."""
-    place = to_place(cfg.run)
+def storage(run: str) -> dict[str, Any]:
+    """The run folder as Ray's own runs take it: Ray sees that every node reaches it."""
+    place = to_place(run)
     if isinstance(place, Path):
         return {"storage_path": str(place)}
     filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(place.fs))
@@ -124,13 +124,14 @@ def _reason(error: ray.train.TrainingFailedError) -> str:
     """The rank that failed, and what it said last; not those that only missed it."""
     failures = getattr(error, "worker_failures", {})
     if not failures:
-        return _last_line(getattr(error, "controller_failure", error))
-    said = {rank: _last_line(failure) for rank, failure in failures.items()}
+        return last_line(getattr(error, "controller_failure", error))
+    said = {rank: last_line(failure) for rank, failure in failures.items()}
     # Of ranks that wait for one that is gone gloo and NCCL say so, in a line of theirs.
     rank = min(said, key=lambda rank: (any(word in said[rank] for word in _MISSED), rank))
     return f"rank {rank}: {said[rank]}"
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """What an error says in the end, also one of Ray's with a traceback as its text."""
     lines = str(error).strip().splitlines() or [repr(error)]
     return lines[-1].strip()

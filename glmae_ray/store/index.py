@@ -261,6 +261,11 @@ def read_rows(raw: bytes) -> list[dict[str, Any]]:
     return pq.read_table(pa.BufferReader(raw)).to_pylist()
 
 
+def write_rows(place: Place, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write any rows of numbers, words and booleans as a Parquet file, in one step."""
+    _write_table(pa.Table.from_pylist([dict(row) for row in rows]), place)
+
+
 def _read_rows(store_path: str | Place, name: str, schema: pa.Schema) -> list[dict[str, Any]]:
     table = _read_table(to_place(store_path) / name, schema)
     return [] if table is None else table.to_pylist()
