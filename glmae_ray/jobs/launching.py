@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from glmae_ray import checkpoint
 from glmae_ray.config_train import TrainConfig
-from glmae_ray.errors import StoppedError
+from glmae_ray.errors import StoppedError, UserError
 from glmae_ray.jobs.allotment import Allotment, allot
 from glmae_ray.jobs.profiles import PROFILES, apply
 from glmae_ray.jobs.ray_session import ray_session
@@ -19,11 +21,33 @@ from glmae_ray.tracking import Record, progress, summarise
 
 Job = TypeVar("Job", bound=TrainConfig)
 
+_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in which Ray tells a job's driver what it was given
+
 
 def with_whole_paths(cfg: Job, *names: str) -> Job:
-    """The same with fields that are paths made whole: Ray's workers run in another directory."""
+    """The same with fields that are paths made whole: Ray's workers run in another directory.
+
+    Raises:
+        UserError: Store or run folder would lie in a copy that Ray removes.
+    """
     given = {name: location for name in names if (location := getattr(cfg, name)) is not None}
-    return cfg.model_copy(update={name: str(to_place(at)) for name, at in given.items()})
+    places = {name: to_place(location) for name, location in given.items()}
+    if _runs_in_a_copy():
+        lines = [
+            f"{name}: {given[name]} would lie in the copy of --working-dir in which this Ray job "
+            "runs, and be lost with it; give a whole path that all nodes see, or s3://BUCKET/FOLDER"
+            for name in ("store", "run")
+            if isinstance(place := places[name], Path) and place.is_relative_to(Path.cwd())
+        ]
+        if lines:
+            raise UserError(*lines)
+    return cfg.model_copy(update={name: str(place) for name, place in places.items()})
+
+
+def _runs_in_a_copy() -> bool:
+    """Whether this process is the driver of `ray job submit --working-dir`."""
+    job = json.loads(os.environ.get(_RAY_JOB, "{}"))
+    return "working_dir" in job.get("runtime_env", {})
 
 
 def launch(
