@@ -152,7 +152,7 @@ def _size_mistakes(group: Group) -> Iterator[str]:
     least, most = int(group.spec.get("minReplicas", 0)), group.most
     if least > most:
         yield f"minReplicas: {least} is more than maxReplicas {most}"
-    if not least <= int(group.spec.get("replicas", least)) <= most:
+    elif not least <= int(group.spec.get("replicas", least)) <= most:
         yield f"replicas: {group.spec['replicas']} is not between {least} and {most}"
     if group.gpus and not group.pod.get("tolerations"):
         yield "tolerations: nodes with GPUs are tainted nvidia.com/gpu on most clouds"

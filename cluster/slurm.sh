@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # sbatch --export=STORE=/shared/ct.zarr,RUN=/shared/runs/first cluster/slurm.sh [CONFIG.yaml] [key=value ...]
 # A run on the nodes of a SLURM job, one Ray node on each. At the time limit it saves and is queued again, and goes on.
-# Yours: the lines of #SBATCH, and how .venv is made (make install) or loaded on your cluster.
+# Yours: the lines of #SBATCH, and where .venv is (make install). Two such jobs cannot share a node: `ray symmetric-run`
+# ends with `ray stop`.
 #SBATCH --job-name=glmae
 #SBATCH --nodes=2
+#SBATCH --exclusive
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=16
 #SBATCH --gpus-per-task=1
@@ -50,8 +52,11 @@ srun ray symmetric-run --address "$address" --min-nodes "$nodes" \
   glmae pretrain "$@" store="$STORE" run="$RUN" resources.profile=cluster &
 step=$!
 
-# `wait` comes back when a signal does, and then again for the end.
-until wait "$step" && status=0 || { status=$?; ! kill -0 "$step" 2> /dev/null; }; do :; done
+# `wait` comes back when a signal has come, and has to be given again for the end.
+while true; do
+  wait "$step" && status=0 || status=$?
+  kill -0 "$step" 2> /dev/null || break
+done
 # 143: it was asked to stop, and has saved.
 if [ "$status" -eq 143 ]; then
   scontrol requeue "$SLURM_JOB_ID"

@@ -1,0 +1,50 @@
+"""A small store, and machines within this one."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.machine import Machine, can_be_made
+from tests.conftest import TINY
+from tests.store.scans import write_people
+
+# Long enough to be stopped in the midst.
+WORDS = [
+    *TINY[2:],
+    *("steps=150", "optim.warmup_steps=1", "log.every_steps=1", "save.every_steps=150"),
+    *("validation.every_steps=150", "log.pictures=false", "log.tensorboard=false"),
+]
+
+
+@pytest.fixture(scope="package")
+def short_folder() -> Iterator[Path]:
+    """A folder with a path so short that sockets fit below."""
+    folder = Path(tempfile.mkdtemp(prefix="m", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def machine(short_folder, request) -> Iterator[Machine]:
+    """One for the tests of a module."""
+    if not can_be_made():
+        pytest.skip("needs root on Linux, for namespaces of its own")
+    with Machine(short_folder / request.module.__name__[-4:]) as made:
+        yield made
+
+
+@pytest.fixture(scope="package")
+def store(tmp_path_factory) -> Path:
+    """Eight people with grids of unequal sides, most of them for training."""
+    from glmae_ray.cli import main
+
+    folder = tmp_path_factory.mktemp("people")
+    write_people(folder / "scans", count=8)
+    words = [f"source={folder / 'scans'}", f"store={folder / 'store'}", "splits=[0.8,0.2,0]"]
+    assert main(["ingest", *words]) == 0
+    return folder / "store"
