@@ -26,7 +26,12 @@ _END_S = 5  # from the end of a drain to that of the pod
 
 FIELDS = {
     "spec": {
-        *("authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions"),
+        *(
+            "authOptions",
+            "autoscalerOptions",
+            "enableInTreeAutoscaling",
+            "gcsFaultToleranceOptions",
+        ),
         *("headGroupSpec", "headServiceAnnotations", "managedBy", "rayVersion", "suspend"),
         *("upgradeStrategy", "workerGroupSpecs"),
     },
@@ -135,10 +140,12 @@ def _start_mistakes(group: Group) -> Iterator[str]:
             near = difflib.get_close_matches(name, START_OPTIONS, n=1)
             yield f"rayStartParams: ray start has no --{name}{f'; --{near[0]}?' if near else ''}"
         if not isinstance(value, str):
-            yield f"rayStartParams: {name}: {value!r} has to be a text: \"{value}\""
+            yield f'rayStartParams: {name}: {value!r} has to be a text: "{value}"'
     if "labels" in params:
         yield "rayStartParams: labels: KubeRay takes them from the group's own field labels"
-    if group.spec.get("resources") and {"num-cpus", "num-gpus", "memory", "resources"} & set(params):
+    if group.spec.get("resources") and {"num-cpus", "num-gpus", "memory", "resources"} & set(
+        params
+    ):
         yield "resources: stated in rayStartParams as well; KubeRay takes one of them"
 
 
@@ -204,9 +211,7 @@ def _unreadable(spec: Spec, metadata: Spec) -> Iterator[str]:
     """Whether Ray's autoscaler can read it: resources, labels, priorities."""
     named = {"name": metadata.get("name", ""), "namespace": metadata.get("namespace", "default")}
     try:
-        autoscaling_config._derive_autoscaling_config_from_ray_cr(
-            {"metadata": named, "spec": spec}
-        )
+        autoscaling_config._derive_autoscaling_config_from_ray_cr({"metadata": named, "spec": spec})
     except Exception as error:  # of any kind: it reads without looking
         yield f"Ray's autoscaler cannot read it: {type(error).__name__}: {_first_line(error)}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import itertools
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -59,9 +60,9 @@ def _machine_mistakes(document: Spec) -> Iterator[str]:
     for name in set(gpus) - set(spot):
         for cheap in spot:
             if gpus[name]["resources"] != gpus[cheap]["resources"]:
-                yield f"{name}: resources differ from {cheap}'s; priority decides between equals only"
+                yield f"{name}: resources differ from {cheap}'s, and priority decides among equals"
             elif gpus[name].get("priority", 0) >= gpus[cheap].get("priority", 0):
-                yield f"{name}: priority has to be less than {cheap}'s, or it is not the second choice"
+                yield f"{name}: priority has to be less than {cheap}'s to be the second choice"
 
 
 def _is_spot(one: Spec) -> bool:
@@ -83,11 +84,11 @@ def _start_mistakes(document: Spec, name: str) -> Iterator[str]:
             yield f"ray start has no --{option}{f'; --{near[0]}?' if near else ''}"
     exported = dict(
         after.split("=", 1)
-        for word, after in zip(words, words[1:], strict=False)
+        for word, after in itertools.pairwise(words)
         if word == "export" and "=" in after
     )
     if exported.pop("RAY_AUTH_MODE", None) != "token":
-        yield "RAY_AUTH_MODE=token is not exported: whoever reaches the head runs what they like there"
+        yield "RAY_AUTH_MODE=token is not exported, and whoever reaches the head owns it"
     if exported not in [dict(profile.start) for profile in PROFILES.values() if profile.start]:
         yield f"exports {exported}, which is the environment of no profile; docs/running.md"
     wanted = "--autoscaling-config" if name.startswith("head") else "--block"

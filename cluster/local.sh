@@ -37,12 +37,19 @@ PYTHON
 }
 
 wait_for() {  # NODES
-  for _ in $(seq 120); do
-    [ "$(alive)" -lt "$1" ] || return 0
+  local leader end=$((SECONDS + 300))
+  while [ "$(alive)" -lt "$1" ]; do
+    while read -r leader; do
+      kill -0 "$leader" 2> /dev/null || end=0
+    done < "$pids"
+    if [ "$SECONDS" -ge "$end" ]; then
+      echo "cluster/local.sh: not all nodes have started; the end of each log:" >&2
+      tail -n 3 "$folder"/*.log >&2
+      stop
+      exit 1
+    fi
     sleep 1
   done
-  echo "cluster/local.sh: not all nodes have started; see $folder/*.log" >&2
-  exit 1
 }
 
 start() {
@@ -59,8 +66,8 @@ start() {
   for number in $(seq "$nodes"); do
     node "node-$number" --address="127.0.0.1:$port" --node-ip-address="127.0.0.$((number + 10))" \
       --num-cpus="$cpus"
+    wait_for $((number + 1))  # one by one: Ray gives up on a node that takes over 30 s
   done
-  wait_for $((nodes + 1))
   cat << TEXT
 $nodes nodes with $cpus CPUs each, and a head. Give your runs to it:
 

@@ -53,9 +53,7 @@ def _end_mistakes(spec: Spec, metadata: Spec) -> Iterator[str]:
             yield f"{name}: {spec[name]} is negative"
 
 
-def entrypoint_mistakes(
-    entrypoint: str, cluster: Spec | None, manifest: Manifest
-) -> Iterator[str]:
+def entrypoint_mistakes(entrypoint: str, cluster: Spec | None, manifest: Manifest) -> Iterator[str]:
     """Lines about the command, as its own reader sees it and against the cluster."""
     command, *words = shlex.split(entrypoint) or [""]
     if command != "glmae" or not words or words[0] not in VERBS:
@@ -70,7 +68,9 @@ def entrypoint_mistakes(
     yield from _path_mistakes(cfg, found)
     if isinstance(cfg, TrainConfig) and cluster:
         yield from _profile_mistakes(cfg, found, manifest)
-        yield from _room_mistakes(cfg, found[1:], scales=bool(cluster.get("enableInTreeAutoscaling")))
+        yield from _room_mistakes(
+            cfg, found[1:], scales=bool(cluster.get("enableInTreeAutoscaling"))
+        )
 
 
 def _path_mistakes(cfg: JobConfig, found: Sequence[Group]) -> Iterator[str]:
@@ -108,10 +108,11 @@ def _profile_mistakes(
 def _room_mistakes(cfg: TrainConfig, found: Sequence[Group], *, scales: bool) -> Iterator[str]:
     if scales != cfg.resources.autoscales:
         wanted = str(scales).lower()
-        yield f"entrypoint: resources.autoscales={wanted} goes with enableInTreeAutoscaling: {wanted}"
+        yield f"entrypoint: resources.autoscales={wanted} belongs to enableInTreeAutoscaling"
     gpus = sum(group.gpus * group.most for group in found)
     if cfg.resources.gpu is not False and gpus and cfg.resources.most > gpus:
-        yield f"entrypoint: resources.workers: {cfg.resources.most} need a GPU each; there are {gpus}"
+        most = cfg.resources.most
+        yield f"entrypoint: resources.workers: {most} need a GPU each; there are {gpus}"
     labels = cfg.pipeline.labels
     places = [group for group in found if group.most and labels.items() <= _labels(group).items()]
     if labels and not places:

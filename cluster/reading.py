@@ -32,7 +32,7 @@ class Manifest:
             if one.get("kind") == "Secret" and (one.get("data") or one.get("stringData")):
                 yield f"{name}: holds a secret; make it with kubectl create secret, not in a file"
             for key in _open_keys(one):
-                yield f"{name}: {key} has its value in the file; take it from a Secret, or use roles"
+                yield f"{name}: {key} has its value in the file; take it from a Secret or a role"
 
 
 def _open_keys(node: Any) -> Iterator[str]:

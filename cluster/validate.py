@@ -1,9 +1,10 @@
-"""`python -m cluster.validate FILE...`: whether files that make a cluster would make one that works.
+"""`python -m cluster.validate FILE...`: whether files for a cluster would make one that works.
 
     kubectl kustomize cluster/kubernetes/job | python -m cluster.validate -
     python -m cluster.validate cluster/aws.yaml
 
-Nothing is asked of any cluster or cloud. Exit code 0: no mistake was found; 2: some were, a line each.
+Nothing is asked of any cluster or cloud. Exit code 0: no mistake was found; 2: some were, a line
+each.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import TypeVar
 from glmae_ray import checkpoint
 from glmae_ray.config_train import TrainConfig
 from glmae_ray.errors import StoppedError, UserError
-from glmae_ray.jobs.allotment import Allotment, allot
+from glmae_ray.jobs.allotment import Allotment, Node, allot
 from glmae_ray.jobs.profiles import PROFILES, apply
 from glmae_ray.jobs.ray_session import ray_session
 from glmae_ray.jobs.run_folder import write_facts
@@ -67,14 +67,17 @@ def launch(
 
     Raises:
         StoppedError: A signal came, the workers saved their state and ended.
-        UserError: The cluster does not fit; nothing was written.
+        UserError: The cluster does not fit, and nothing was written; or not all of it sees the
+            folders.
     """
     folder = to_place(cfg.run)
     _apply_profile(cfg)
     with ray_session(cfg.ray):
-        allotment = _allot(cfg)
+        nodes = _nodes()
+        allotment = _allot(cfg, nodes)
         begin()
         write_facts(cfg, folder, store)
+        _check_shared(cfg, nodes)
         with progress(folder, steps=cfg.steps):
             _fit_or_stop(cfg, lambda: fit(allotment))
     summary = summarise(folder)
@@ -95,14 +98,26 @@ def _apply_profile(cfg: TrainConfig) -> None:
     apply(profile, starts_ray=not joins, hang_s=cfg.resources.hang_s)
 
 
-def _allot(cfg: TrainConfig) -> Allotment:
-    """See that the cluster that runs has what the run needs; says what that is."""
+def _nodes() -> list[Node]:
+    """Those of the cluster that are alive."""
     import ray
 
-    allotment = allot(cfg, [node for node in ray.nodes() if node["Alive"]])
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _allot(cfg: TrainConfig, nodes: list[Node]) -> Allotment:
+    """See that the cluster that runs has what the run needs; says what that is."""
+    allotment = allot(cfg, nodes)
     for line in (allotment.budget.line(), *allotment.warnings):
         print(line)
     return allotment
+
+
+def _check_shared(cfg: TrainConfig, nodes: list[Node]) -> None:
+    """See that all nodes see the store and the run folder, which has its first files now."""
+    from glmae_ray.jobs.shared_folders import check_shared  # brings Ray with it
+
+    check_shared({"store": to_place(cfg.store), "run": to_place(cfg.run)}, nodes)
 
 
 def _fit_or_stop(cfg: TrainConfig, fit: Callable[[], None]) -> None:

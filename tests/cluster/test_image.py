@@ -1,4 +1,4 @@
-"""The image: that it is of the project's versions, holds what it needs, and is written as it should."""
+"""The image: of the project's versions, with what it needs, and written as it should be."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def test_it_has_the_python_and_the_torch_of_the_constraints(text):
     # The constraints are of the Python that runs the tests.
     assert f"uv venv --python {sys.version_info[0]}.{sys.version_info[1]} " in text
     classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
-    assert f"Programming Language :: Python :: {sys.version_info[0]}.{sys.version_info[1]}" in classifiers
+    assert (
+        f"Programming Language :: Python :: {sys.version_info[0]}.{sys.version_info[1]}"
+        in classifiers
+    )
     # Torch's builds for a CUDA differ in what follows the +, which == of the constraints allows.
     assert "\"$(grep '^torch==' constraints.txt)+${TORCH}\"" in text
     assert text.count("--constraint constraints.txt") == text.count("uv pip install") - 1

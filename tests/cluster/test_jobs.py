@@ -1,4 +1,4 @@
-"""`ray job submit` against a real dashboard: on `cluster/local.sh`, with a token, as the README says."""
+"""`ray job submit` against a real dashboard, on `cluster/local.sh` and as the README says."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOKEN = {"RAY_AUTH_MODE": "token"}
 
 @pytest.fixture(scope="module")
 def cluster(machine, short_folder) -> Iterator[Machine]:
-    """A head and two nodes of one CPU and a half; the rest of the module's commands carry the token."""
+    """A head and two nodes; what the module runs after that carries the token."""
     env = {"CPUS": "2", "GLMAE_LOCAL": str(short_folder / "l")}
     begun = machine.run("cluster/local.sh", "start", "2", env=env)
     assert begun.returncode == 0, begun.stdout

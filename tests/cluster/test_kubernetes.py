@@ -1,4 +1,4 @@
-"""Manifests for KubeRay: that they are right, and that wrong ones are found before a cluster sees them."""
+"""Manifests for KubeRay: the shipped ones are right, and wrong ones are found before they run."""
 
 from __future__ import annotations
 
@@ -104,7 +104,9 @@ def test_a_job_in_a_queue_of_kueue(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("options", "profile"), [(["disk"], "cluster"), (["disk", "spot"], "spot")])
+@pytest.mark.parametrize(
+    ("options", "profile"), [(["disk"], "cluster"), (["disk", "spot"], "spot")]
+)
 def test_nodes_start_in_the_environment_of_a_profile(options, profile, tmp_path):
     text = with_options(tmp_path / "mine", "cluster", *options)
     assert one(text, "ConfigMap")["data"] == dict(PROFILES[profile].start)
@@ -193,9 +195,9 @@ OF_THE_CLUSTER: dict[str, Change] = {
     "head: rayStartParams: num-cpus: 0 has to be a text": lambda s: s["headGroupSpec"].update(
         rayStartParams={"num-cpus": 0}
     ),
-    "head: rayStartParams: ray start has no --num-cpu; --num-cpus?": lambda s: (
-        s["headGroupSpec"].update(rayStartParams={"num-cpu": "0"})
-    ),
+    "head: rayStartParams: ray start has no --num-cpu; --num-cpus?": lambda s: s[
+        "headGroupSpec"
+    ].update(rayStartParams={"num-cpu": "0"}),
     "gpu: KubeRay has no field maxReplica": worker(0, lambda g: g.update(maxReplica=3)),
     "gpu: minReplicas: 9 is more than maxReplicas 8": worker(0, lambda g: g.update(minReplicas=9)),
     "gpu: replicas: 9 is not between 0 and 8": worker(0, lambda g: g.update(replicas=9)),
@@ -209,9 +211,9 @@ OF_THE_CLUSTER: dict[str, Change] = {
     "gpu: terminationGracePeriodSeconds: 20 is less than 30": pod(
         0, lambda p: p.update(terminationGracePeriodSeconds=20)
     ),
-    "head: terminationGracePeriodSeconds: 30 is less than 325": lambda s: (
-        s["headGroupSpec"]["template"]["spec"].update(terminationGracePeriodSeconds=30)
-    ),
+    "head: terminationGracePeriodSeconds: 30 is less than 325": lambda s: s["headGroupSpec"][
+        "template"
+    ]["spec"].update(terminationGracePeriodSeconds=30),
     "gpu: tolerations: nodes with GPUs are tainted": pod(0, lambda p: p.pop("tolerations")),
     "gpu: securityContext: wants runAsNonRoot": pod(0, lambda p: p.pop("securityContext")),
     "image: all nodes need the same": container(0, lambda c: c.update(image="another")),
@@ -249,11 +251,17 @@ def word(old: str, new: str) -> Change:
 OF_THE_JOB: dict[str, Change] = {
     "entrypoint: 'python train.py' is not glmae": lambda s: s.update(entrypoint="python train.py"),
     "entrypoint: resources.profil: unknown key": word("resources.profile", "resources.profil"),
-    "entrypoint: run=runs/first: has to be a whole path": word("/mnt/glmae/runs/first", "runs/first"),
-    "entrypoint: store=/data/ct: lies in no volume of head": word("/mnt/glmae/stores/ct", "/data/ct"),
+    "entrypoint: run=runs/first: has to be a whole path": word(
+        "/mnt/glmae/runs/first", "runs/first"
+    ),
+    "entrypoint: store=/data/ct: lies in no volume of head": word(
+        "/mnt/glmae/stores/ct", "/data/ct"
+    ),
     "entrypoint: resources.profile=cluster wants": word("profile=spot", "profile=cluster"),
-    "entrypoint: resources.autoscales=true goes with": word("resources.autoscales=true", ""),
-    "entrypoint: resources.workers: 32 need a GPU each; there are 16": word("[2,8]", "32 engine.micro_batch=1"),
+    "entrypoint: resources.autoscales=true belongs to": word("resources.autoscales=true", ""),
+    "entrypoint: resources.workers: 32 need a GPU each; there are 16": word(
+        "[2,8]", "32 engine.micro_batch=1"
+    ),
     "entrypoint: pipeline.labels: no group of workers has": word("pool=cpu", "pool=cheap"),
     "deletionStrategy.deletionRules: not with": lambda s: s.update(
         deletionStrategy={"deletionRules": []}

@@ -1,4 +1,4 @@
-"""Files for `ray up`: that Ray's launcher takes them, and that wrong ones are found before a bill."""
+"""Files for `ray up`: Ray's launcher takes them, and wrong ones are found before they cost."""
 
 from __future__ import annotations
 
@@ -83,8 +83,12 @@ MISTAKES: dict[str, Change] = {
     "head_node_type: is a spot machine": kind(
         "head", lambda one: one["node_config"].update(InstanceMarketOptions={"MarketType": "spot"})
     ),
-    "gpu: resources differ from gpu_spot's": kind("gpu", lambda one: one.update(resources={"GPU": 1})),
-    "gpu: priority has to be less than gpu_spot's": kind("gpu", lambda one: one.update(priority=10)),
+    "gpu: resources differ from gpu_spot's": kind(
+        "gpu", lambda one: one.update(resources={"GPU": 1})
+    ),
+    "gpu: priority has to be less than gpu_spot's": kind(
+        "gpu", lambda one: one.update(priority=10)
+    ),
     "worker_start_ray_commands: has 0 commands": command("ray start", "ray begin"),
     "worker_start_ray_commands: ray start lacks --block": command("--block", ""),
     "head_start_ray_commands: ray start lacks --autoscaling-config": command(
@@ -93,7 +97,9 @@ MISTAKES: dict[str, Change] = {
     "head_start_ray_commands: ray start has no --dashbord-host; --dashboard-host?": command(
         "dashboard-host", "dashbord-host", of="head"
     ),
-    "worker_start_ray_commands: RAY_AUTH_MODE=token is not exported": command("=token", "=disabled"),
+    "worker_start_ray_commands: RAY_AUTH_MODE=token is not exported": command(
+        "=token", "=disabled"
+    ),
     "worker_start_ray_commands: exports ": command("_period_ms=1000", "_period_ms=10000"),
 }
 

@@ -1,4 +1,4 @@
-"""The README's way by hand: `ray start --head`, then a job, on a cluster without a token as well."""
+"""The README's way by hand, on a cluster without a token: `ray start --head`, then a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""slurm.sh on one machine, with stand-ins for SLURM's own commands: to the end, and at a time limit."""
+"""slurm.sh on one machine, with stand-ins for SLURM's commands: at a time limit, to the end."""
 
 from __future__ import annotations
 
