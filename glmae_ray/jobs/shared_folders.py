@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from glmae_ray.errors import UserError
@@ -31,12 +33,12 @@ def check_shared(folders: dict[str, Place], nodes: Sequence[Node]) -> None:
     if not local or len(nodes) == 1:
         return
     files = [place / FILES[name] for name, place in local.items()]
-    workers = [node for node in nodes if node["Resources"].get("CPU")]
-    there = ray.get([_ask(node, files) for node in workers])
+    there = _ask([node for node in nodes if node["Resources"].get("CPU")], files)
     lines = []
-    for (name, place), here, *seen in zip(local.items(), _contents(files), *there, strict=True):
-        pairs = zip(workers, seen, strict=True)
-        if blind := [node["NodeManagerAddress"] for node, content in pairs if content != here]:
+    for number, ((name, place), here) in enumerate(
+        zip(local.items(), _contents(files), strict=True)
+    ):
+        if blind := [address for address, seen in there.items() if seen[number] != here]:
             lines.append(
                 f"{name}: {place} is not the same folder on {', '.join(sorted(blind))} as here; "
                 "give one on a disk that all nodes share, or s3://BUCKET/FOLDER"
@@ -45,10 +47,18 @@ def check_shared(folders: dict[str, Place], nodes: Sequence[Node]) -> None:
         raise UserError(*lines)
 
 
-def _ask(node: Node, files: Sequence[Path]) -> ray.ObjectRef:
-    """What a node reads, as it will come."""
-    place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    return ray.remote(_contents).options(num_cpus=0, scheduling_strategy=place).remote(files)
+def _ask(nodes: Sequence[Node], files: Sequence[Path]) -> dict[str, list[str]]:
+    """Address of a node -> what it reads; without nodes that have just gone."""
+    task, asked = ray.remote(_contents), {}
+    for node in nodes:
+        place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        reply = task.options(num_cpus=0, scheduling_strategy=place).remote(files)
+        asked[node["NodeManagerAddress"]] = reply
+    answers = {}
+    for address, reply in asked.items():
+        with suppress(RayError):
+            answers[address] = ray.get(reply)
+    return answers
 
 
 def _contents(files: Sequence[Path]) -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import ray
 
 from glmae_ray.errors import UserError
 from glmae_ray.jobs.launching import _RAY_JOB, with_whole_paths
+from glmae_ray.paths import to_place
 from tests.conftest import tiny_config
 
 NAMES = ("store", "run", "init")
@@ -54,3 +56,15 @@ def test_a_ray_job_takes_whole_paths_and_buckets_and_what_was_uploaded(ray_job, 
     whole = with_whole_paths(tiny_config(*words), *NAMES)
     assert (whole.store, whole.run) == (str(store), "s3://bucket/runs/a")
     assert whole.init == f"{ray_job}/encoder.safetensors"
+
+
+@pytest.mark.ray
+def test_folders_that_all_nodes_see_and_buckets_pass(local_ray, tmp_path):
+    from glmae_ray.jobs.shared_folders import FILES, check_shared
+
+    for name, file in FILES.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("x")
+    nodes = ray.nodes() * 2  # as a cluster of two that share all
+    check_shared({name: tmp_path / name for name in FILES}, nodes)
+    check_shared({"run": to_place("s3://bucket/run")}, nodes)
