@@ -11,7 +11,7 @@ import pytest
 
 from tests.cluster.machine import Machine, can_be_made
 from tests.conftest import TINY
-from tests.store.scans import write_people
+from tests.test_crops import write_store
 
 # Long enough to be stopped in the midst.
 WORDS = [
@@ -40,11 +40,5 @@ def machine(short_folder, request) -> Iterator[Machine]:
 
 @pytest.fixture(scope="package")
 def store(tmp_path_factory) -> Path:
-    """Eight people with grids of unequal sides, most of them for training."""
-    from glmae_ray.cli import main
-
-    folder = tmp_path_factory.mktemp("people")
-    write_people(folder / "scans", count=8)
-    words = [f"source={folder / 'scans'}", f"store={folder / 'store'}", "splits=[0.8,0.2,0]"]
-    assert main(["ingest", *words]) == 0
-    return folder / "store"
+    """Eight people to train on and one to hold out."""
+    return write_store(tmp_path_factory.mktemp("people") / "store", cases=8)
