@@ -57,6 +57,10 @@ while true; do
   wait "$step" && status=0 || status=$?
   kill -0 "$step" 2> /dev/null || break
 done
+if [ ! -s "$driver" ]; then  # `ray symmetric-run` ends with 0 where Ray does not start
+  echo "slurm.sh: the run has not started" >&2
+  exit 1
+fi
 # 143: it was asked to stop, and has saved.
 if [ "$status" -eq 143 ]; then
   scontrol requeue "$SLURM_JOB_ID"
