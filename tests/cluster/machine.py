@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 _SPACES = ["--pid", "--mount", "--net"]
 _SET_UP = (
     "set -e; ip link set lo up; mkdir -p /tmp/ray; mount --bind {home}/ray /tmp/ray; "
-    "touch {home}/up; exec sleep infinity"
+    # The first process of a machine takes note of the end of those whose parents have ended.
+    "touch {home}/up; while true; do sleep 1; done"
 )
 
 
@@ -82,9 +83,11 @@ class Machine:
         return subprocess.CompletedProcess(command, code, log.read_text(errors="replace"))
 
     def processes(self) -> list[psutil.Process]:
-        """All that run on it, beside the one that keeps it."""
+        """All that run on it, beside what keeps it."""
         space = os.readlink(f"/proc/{self._first.pid}/ns/pid")
-        return [p for p in psutil.process_iter() if p != self._first and _space(p) == space]
+        kept = [self._first, *self._first.children()]
+        mine = [p for p in psutil.process_iter() if p not in kept and _space(p) == space]
+        return [p for p in mine if p.status() != psutil.STATUS_ZOMBIE]
 
 
 def _space(process: psutil.Process) -> str:

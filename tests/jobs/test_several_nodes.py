@@ -17,6 +17,7 @@ from tests.conftest import TINY
 from tests.jobs.loopback_cluster import LoopbackCluster
 from tests.jobs.watched_run import WatchedRun, wrong_steps
 from tests.store.scans import write_people
+from tests.test_crops import write_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -106,15 +107,15 @@ def test_a_store_and_a_run_in_a_bucket(cluster, scans, bucket):
     assert [sitting["workers"] for sitting in read_sittings(place)] == [NODES]
 
 
-def test_a_run_folder_that_a_node_does_not_see_is_refused_in_a_line(cluster, store, tmp_path):
-    disk = tmp_path / "disk"
+def test_a_run_folder_that_a_node_does_not_see_is_refused_in_a_line(tmp_path):
+    disk, store = tmp_path / "disk", write_store(tmp_path / "store")
     disk.mkdir()
-    cluster.kill_node(cluster.nodes[-1])
-    blind = cluster.add_node(blind_to=disk)
-    words = [*WORDS, f"store={store}", f"run={disk / 'run'}", f"resources.workers={NODES}"]
-    done = glmae(cluster, "pretrain", *words)
-    print(done.stdout, done.stderr)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"glmae pretrain: run: {disk / 'run'} ")
-    assert blind.address in line
+    with LoopbackCluster(nodes=1, cpus=2) as cluster:
+        blind = cluster.add_node(blind_to=disk)
+        words = [*WORDS, f"store={store}", f"run={disk / 'run'}", "resources.workers=2"]
+        done = glmae(cluster, "pretrain", *words)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        f"glmae pretrain: run: {disk / 'run'} is not the same folder on {blind.address} as here; "
+        "give one on a disk that all nodes share, or s3://BUCKET/FOLDER"
+    )
