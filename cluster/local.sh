@@ -22,7 +22,9 @@ unset RAY_ADDRESS
 node() {  # NAME OPTION...: a node in a session of its own, which `stop` ends by its number
   local name=$1
   shift
-  setsid ray start --block --disable-usage-stats --object-store-memory=200000000 \
+  # Ray gives up on a node that takes over 30 s to start, as on a busy machine: three tries.
+  setsid bash -c 'for _ in 1 2 3; do [ -e "$0" ] || "$@"; done' "$folder/up" \
+    ray start --block --disable-usage-stats --object-store-memory=200000000 \
     --dashboard-agent-listen-port=0 "$@" > "$folder/$name.log" 2>&1 < /dev/null &
   echo $! >> "$pids"
 }
@@ -66,8 +68,9 @@ start() {
   for number in $(seq "$nodes"); do
     node "node-$number" --address="127.0.0.1:$port" --node-ip-address="127.0.0.$((number + 10))" \
       --num-cpus="$cpus"
-    wait_for $((number + 1))  # one by one: Ray gives up on a node that takes over 30 s
+    wait_for $((number + 1))  # one by one, as two starts take twice as long
   done
+  touch "$folder/up"
   cat << TEXT
 $nodes nodes with $cpus CPUs each, and a head. Give your runs to it:
 
