@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from glmae_ray import checkpoint
 from glmae_ray.config_base import Config
 from glmae_ray.config_train import TrainConfig
-from glmae_ray.errors import StoppedError
-from glmae_ray.jobs.allotment import Allotment, allot
+from glmae_ray.errors import StoppedError, UserError
+from glmae_ray.jobs.allotment import Allotment, Node, allot
 from glmae_ray.jobs.profiles import PROFILES, apply
 from glmae_ray.jobs.ray_session import ray_session
 from glmae_ray.jobs.run_folder import write_facts
@@ -20,11 +22,33 @@ from glmae_ray.tracking import Record, progress, summarise
 
 Section = TypeVar("Section", bound=Config)
 
+_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in which Ray tells a job's driver what it was given
+
 
 def with_whole_paths(cfg: Section, *names: str) -> Section:
-    """The same with fields that are paths made whole: Ray's workers run in another directory."""
+    """The same with fields that are paths made whole: Ray's workers run in another directory.
+
+    Raises:
+        UserError: Store or run folder would lie in a copy that Ray removes.
+    """
     given = {name: location for name in names if (location := getattr(cfg, name)) is not None}
-    return cfg.model_copy(update={name: str(to_place(at)) for name, at in given.items()})
+    places = {name: to_place(location) for name, location in given.items()}
+    if _runs_in_a_copy():
+        lines = [
+            f"{name}: {given[name]} would lie in the copy of --working-dir in which this Ray job "
+            "runs, and be lost with it; give a whole path that all nodes see, or s3://BUCKET/FOLDER"
+            for name in ("store", "run")
+            if isinstance(place := places.get(name), Path) and place.is_relative_to(Path.cwd())
+        ]
+        if lines:
+            raise UserError(*lines)
+    return cfg.model_copy(update={name: str(place) for name, place in places.items()})
+
+
+def _runs_in_a_copy() -> bool:
+    """Whether this process is the driver of `ray job submit --working-dir`."""
+    job = json.loads(os.environ.get(_RAY_JOB, "{}"))
+    return "working_dir" in job.get("runtime_env", {})
 
 
 def launch(
@@ -44,14 +68,17 @@ def launch(
 
     Raises:
         StoppedError: A signal came, the workers saved their state and ended.
-        UserError: The cluster does not fit; nothing was written.
+        UserError: The cluster does not fit, and nothing was written; or not all of it sees the
+            folders.
     """
     folder = to_place(cfg.run)
     apply_profile(cfg)
     with ray_session(cfg.ray):
-        allotment = allot_here(cfg)
+        nodes = nodes_alive()
+        allotment = allot_here(cfg, nodes)
         begin()
         write_facts(cfg, folder, store)
+        _check_shared(cfg, nodes)
         with progress(folder, steps=cfg.steps):
             _fit_or_stop(cfg, lambda: fit(allotment))
     summary = summarise(folder)
@@ -72,14 +99,26 @@ def apply_profile(cfg: TrainConfig) -> None:
     apply(profile, starts_ray=not joins, hang_s=cfg.resources.hang_s)
 
 
-def allot_here(cfg: TrainConfig) -> Allotment:
-    """See that the cluster that runs has what the run needs; says what that is."""
+def nodes_alive() -> list[Node]:
+    """Those of the cluster that are alive."""
     import ray
 
-    allotment = allot(cfg, [node for node in ray.nodes() if node["Alive"]])
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def allot_here(cfg: TrainConfig, nodes: Sequence[Node]) -> Allotment:
+    """See that the cluster that runs has what the run needs; says what that is."""
+    allotment = allot(cfg, nodes)
     for line in (allotment.budget.line(), *allotment.warnings):
         print(line)
     return allotment
+
+
+def _check_shared(cfg: TrainConfig, nodes: list[Node]) -> None:
+    """See that all nodes see the store and the run folder, which has its first files now."""
+    from glmae_ray.jobs.shared_folders import check_shared  # brings Ray with it
+
+    check_shared({"store": to_place(cfg.store), "run": to_place(cfg.run)}, nodes)
 
 
 def _fit_or_stop(cfg: TrainConfig, fit: Callable[[], None]) -> None:

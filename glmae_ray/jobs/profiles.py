@@ -20,11 +20,12 @@ PLACING = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 NOTICE = "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"
 COLLECTIVE = "RAY_TRAIN_COLLECTIVE_TIMEOUT_S"
 WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
-# Of Ray itself, read where a node starts: the first three on the head, which asks the others
-# whether they live; the last on the node that leaves.
+# Of Ray itself, read where a node starts: the first four on the head, which asks the others
+# whether they live, and where jobs are stopped; the last on the node that leaves.
 NODE_PERIOD = "RAY_health_check_period_ms"
 NODE_TIMEOUT = "RAY_health_check_timeout_ms"
 NODE_TRIES = "RAY_health_check_failure_threshold"
+JOB_STOP = "RAY_JOB_STOP_WAIT_TIME_S"
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 
 
@@ -104,6 +105,9 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                     NODE_PERIOD: 2000,
                     NODE_TIMEOUT: 5000,
                     NODE_TRIES: 4,
+                    # `ray job stop` kills after 3 s of its own: no checkpoint of many GB is written
+                    # by then. A run that has saved ends at once.
+                    JOB_STOP: 300,
                     DRAIN: 25,  # Kubernetes kills after 30 s
                 }
             ),
@@ -130,6 +134,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                     NODE_PERIOD: 1000,  # a machine that is gone is dead to Ray after 20 s
                     NODE_TIMEOUT: 3000,
                     NODE_TRIES: 5,
+                    JOB_STOP: 300,  # as for a cluster
                     DRAIN: 25,  # of the 30 s that Google, Azure and Kubernetes give
                 }
             ),

@@ -13,7 +13,7 @@ from glmae_ray.config_search import SearchConfig, nested
 from glmae_ray.errors import StoppedError, UserError
 from glmae_ray.jobs import finetune
 from glmae_ray.jobs.concurrency import Room, room
-from glmae_ray.jobs.launching import allot_here, apply_profile
+from glmae_ray.jobs.launching import allot_here, apply_profile, nodes_alive
 from glmae_ray.jobs.ray_session import ray_session
 from glmae_ray.jobs.run_folder import CONFIG, refusals
 from glmae_ray.jobs.search_results import BEST, best_of, leave_pictures, leave_table, measured
@@ -134,11 +134,8 @@ def _search(cfg: SearchConfig, todo: list[Trial], left: int) -> None:
 
 
 def _room(cfg: SearchConfig, left: int) -> Room:
-    import ray
-
-    example = cfg.example
-    allotment = allot_here(example)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    example, nodes = cfg.example, nodes_alive()
+    allotment = allot_here(example, nodes)
     share = room(example, allotment, nodes, most=min(left, cfg.at_a_time or left))
     makers = "" if share.makers is None else f", each with at most {share.makers} makers of views"
     print(f"{left} of {cfg.count} trials to do, {share.trials} at a time{makers}", flush=True)

@@ -117,20 +117,28 @@ class LoopbackCluster:
         head_id = self._wait("head", process, lambda: self._alive().get(host))
         self.head = Node(host, head_id, process)
 
-    def add_node(self) -> Node:
-        """Start a node and wait until Ray knows it."""
+    def add_node(self, *, blind_to: Path | None = None) -> Node:
+        """Start a node and wait until Ray knows it.
+
+        Args:
+            blind_to: A folder that is another one there, empty, as where no disk is shared; takes
+                root.
+        """
         address = f"127.0.0.{10 + len(self._started)}"
         options = [f"--address={self.address}", f"--node-ip-address={address}"]
         options += [f"--num-cpus={self._cpus:g}", "--include-log-monitor=False"]
-        process = self._ray_start(address, *options)
+        process = self._ray_start(address, *options, blind_to=blind_to)
         node_id = self._wait(address, process, lambda: self._alive().get(address))
         self.nodes.append(Node(address, node_id, process))
         return self.nodes[-1]
 
-    def _ray_start(self, name: str, *options: str) -> psutil.Popen:
+    def _ray_start(self, name: str, *options: str, blind_to: Path | None = None) -> psutil.Popen:
         common = ["--block", f"--object-store-memory={_STORE_BYTES}"]
         common += ["--dashboard-agent-listen-port=0", "--disable-usage-stats"]
         command = [str(Path(sys.executable).with_name("ray")), "start", *common, *options]
+        if blind_to is not None:
+            hide = 'mount -t tmpfs none "$0" && exec "$@"'
+            command = ["unshare", "--mount", "sh", "-c", hide, str(blind_to), *command]
         with (self._folder / f"{name}.log").open("w") as log:
             # Each a session of its own, by which orphans are found as well.
             process = psutil.Popen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import get_args
 import pytest
 import ray
 from ray._private import ray_constants
+from ray.dashboard.modules.job import job_supervisor
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
@@ -48,7 +50,7 @@ def test_ray_reads_every_variable_of_a_node(name):
     # What Ray's servers read is compiled into them, as RAY_ and the name of the setting.
     server = Path(ray.__file__).parent / "core" / "src" / "ray" / "gcs" / "gcs_server"
     compiled = server.read_bytes()
-    python = Path(ray_constants.__file__).read_text(encoding="utf-8")
+    python = inspect.getsource(ray_constants) + inspect.getsource(job_supervisor)
     for variable in PROFILES[name].start:
         assert variable.encode() + b"\0" in compiled or f'"{variable}"' in python, variable
 

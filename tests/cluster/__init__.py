@@ -1,0 +1,1 @@
+"""Tests of the files in cluster/: what they say, and what they start."""
