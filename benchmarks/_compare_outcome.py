@@ -89,8 +89,11 @@ def _values(
     for arm in cfg.arms:
         for fraction in cfg.fractions:
             found = [evaluations[Cell(arm, fraction, seed)] for seed in cfg.seeds]
-            if cases and None not in found:
-                scores = [(one if which == "last" else one[which])["cases"] for one in found]
+            if not cases or None in found:
+                continue
+            reports = [one if which == "last" else one.get(which) for one in found]
+            if None not in reports:  # a run may have no best weights
+                scores = [report["cases"] for report in reports]
                 values[arm, fraction] = values_of(scores, cases, structures)
     return values
 
@@ -114,6 +117,7 @@ def _cell(
         which: cell_summary(found[group], cases.structures, draws)
         | {"seeds": dict(zip(map(str, cfg.seeds), seed_means(found[group]), strict=True))}
         for which, found in values.items()
+        if group in found
     }
     dices = values["last"][group][..., 0]
     per_case = {
@@ -142,6 +146,7 @@ def _differences(
             tables = {
                 which: difference_summary(found[one], found[other], cases.structures, draws)
                 for which, found in values.items()
+                if {one, other} <= found.keys()
             }
             yield head | _by_weights(tables)
 

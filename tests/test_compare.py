@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks._compare_cases import check_cases
 from benchmarks._compare_config import Cell, CompareConfig
 from benchmarks._compare_folder import LOCK, alone_in, claim
-from benchmarks._compare_outcome import pairs_of
-from benchmarks._compare_parts import Part, parts_of
+from benchmarks._compare_outcome import outcome_of, pairs_of
+from benchmarks._compare_parts import Part, evaluation_of, parts_of
 from benchmarks._compare_run import Runner
 from benchmarks._compare_statistics import (
     cell_summary,
@@ -35,6 +36,7 @@ from benchmarks.compare import main
 from glmae_ray.config_loading import load, shipped
 from glmae_ray.errors import StoppedError, UserError
 from glmae_ray.labelled import choose_cases
+from glmae_ray.paths import publish
 from glmae_ray.scores import summarise
 from tests.test_crops import write_store
 
@@ -161,11 +163,11 @@ def test_what_only_seeds_change_widens_the_interval_of_a_difference():
 
 
 def test_intervals_of_differences_hold_the_truth_about_as_often_as_they_say():
-    rng, truth, hits, repeats = np.random.default_rng(4), 0.02, 0, 150
+    rng, truth, hits, repeats = np.random.default_rng(4), 0.02, 0, 80
     for _ in range(repeats):
         base = planted(rng, seeds=8)
         own = rng.normal(truth, 0.02, (8, 1, 1)) + rng.normal(0, 0.03, (1, 30, 1))
-        draws = draw(30, 8, times=200, seed=0)
+        draws = draw(30, 8, times=100, seed=0)
         found = difference_summary(values(base + own), values(base), NAMES, draws)
         low, high = found["intervals"]["mean"]["dice"]
         hits += low <= truth <= high
@@ -232,8 +234,8 @@ def test_a_seed_has_the_same_labels_in_all_arms_and_few_are_among_all(words):
 
 def test_cases_that_count_are_those_of_every_split(words):
     cfg = config(words, "cases=channels == 1 and 'kidney' in structures", "evaluate.where=null")
-    cell = cfg.cells[0]
-    assert choose_cases(cfg.finetuning(cell)).train.case_ids() == ["p0"]
+    cell = Cell("scratch", 1.0, 0)
+    assert choose_cases(cfg.finetuning(cell)).train.case_ids() == ["p0", "p3"]
     assert (
         cfg.finetuning(cell).val_where
         == "(split == 'val') and (channels == 1 and 'kidney' in structures)"
@@ -446,6 +448,73 @@ def test_a_part_that_outlives_its_command_keeps_the_folder_until_it_ends(tmp_pat
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.kill(part, signal.SIGKILL)
         fcntl.flock(file, fcntl.LOCK_EX)
+
+
+# What comes out
+
+KIDNEYS = ("liver", "spleen", "kidney")
+
+
+def evaluated(cfg: CompareConfig, cell: Cell, *, dice: float, best: bool = True) -> Part:
+    """Leave an evaluation of three cases, as `glmae evaluate` writes it; its part."""
+    part = evaluation_of(cfg, cell)
+    score = {"dice": dice, "nsd": dice, "hd95": 1.0}
+    cases = {case: dict.fromkeys(KIDNEYS, score) for case in "abc"}
+    report = {"cases": cases, "faults": {}} | ({"best": {"cases": cases}} if best else {})
+    publish(Path(part.cfg.run) / "segmenter.safetensors", f"weights of {cell.name}")
+    publish(Path(part.cfg.run) / "evaluation.json", json.dumps(report))
+    part.keep_outcome()
+    return part
+
+
+def test_an_evaluation_is_that_of_its_weights_and_no_other(words):
+    cfg = config(words)
+    part = evaluated(cfg, cfg.cells[0], dice=0.5)
+    run = Path(part.cfg.run)
+    publish(run / "evaluation.json", "of another split")
+    assert part.is_complete()
+    assert part.outcome()["cases"]["a"]["liver"]["dice"] == 0.5
+    publish(run / "segmenter.safetensors", "others")
+    assert not part.is_complete()
+
+
+def test_arms_are_compared_at_each_fraction_and_a_cell_without_a_seed_has_failed(words):
+    cfg = config(words)
+    dices = {"scratch": 0.4, "local_mae": 0.5, "glmae": 0.7}
+    for cell in cfg.cells:
+        if cell != Cell("local_mae", 0.5, 1):
+            evaluated(cfg, cell, dice=dices[cell.arm] + cell.fraction / 10, best=cell.seed == 0)
+    faults = {"finetune local_mae-0.5-1": "no room"}
+    found = outcome_of(cfg, check_cases(cfg), faults)
+    cells = {(cell["arm"], cell["fraction"]): cell for cell in found["cells"]}
+    assert cells["glmae", 1.0]["mean"]["dice"] == pytest.approx(0.8)
+    assert cells["glmae", 1.0]["seeds"].keys() == {"0", "1"}
+    assert cells["glmae", 1.0]["dice_of_seeds"]["b"]["kidney"] == pytest.approx([0.8, 0.8])
+    assert "best" not in cells["glmae", 1.0]  # of one seed alone it would be no mean
+    assert cells["glmae", 0.5]["labelled_cases"] == [3, 3]
+    assert cells["local_mae", 0.5]["failed"] == faults
+    differences = {
+        (one["arm"], one["against"], one["fraction"]): one for one in found["differences"]
+    }
+    assert len(differences) == 6
+    assert differences["glmae", "scratch", 0.5]["mean"]["dice"] == pytest.approx(0.3)
+    assert differences["glmae", "local_mae", 1.0]["mean"]["dice"] == pytest.approx(0.2)
+    assert "failed" in differences["glmae", "local_mae", 0.5]
+    assert found["cases"] == ["a", "b", "c"]
+
+
+def test_a_case_that_one_cell_could_not_evaluate_is_left_out_everywhere(words):
+    cfg = config(words, "fractions=[1.0]", "seeds=[0]", "arms={scratch: null, glmae: {}}")
+    for cell in cfg.cells:
+        evaluated(cfg, cell, dice=0.5)
+    part = evaluation_of(cfg, cfg.cells[0])
+    report = part.outcome()
+    del report["cases"]["b"]
+    publish(Path(part.cfg.run) / "evaluation.json", json.dumps(report | {"faults": {"b": "x"}}))
+    part.keep_outcome()
+    found = outcome_of(cfg, check_cases(cfg), {})
+    assert (found["cases"], found["left_out"]) == (["a", "c"], ["b"])
+    assert "could evaluate them: b." in markdown(found)
 
 
 # Tables
