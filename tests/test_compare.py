@@ -12,11 +12,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from benchmarks._compare_cases import check_cases
 from benchmarks._compare_config import Cell, CompareConfig
@@ -603,9 +605,27 @@ def start_and_kill(words: list[str], run: Path, *, step: int) -> int:
     return int(who.split()[1].rstrip(":"))
 
 
+@pytest.fixture
+def joined_ray(monkeypatch) -> Iterator[None]:
+    """One Ray for all parts, which join it."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    context = ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    monkeypatch.setenv("RAY_ADDRESS", context.address_info["address"])
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_comparison_that_is_killed_twice_ends_with_the_table_of_one_that_is_not(words, tmp_path):
+def test_a_comparison_that_is_killed_twice_ends_with_the_table_of_one_that_is_not(
+    words, joined_ray, tmp_path
+):
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     subprocess.run(command(words, calm), check=True)
     words = command(words, killed)
