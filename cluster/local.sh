@@ -66,8 +66,9 @@ start() {
     --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" --ray-client-server-port=$((port + 1))
   wait_for 1
   for number in $(seq "$nodes"); do
+    # A folder of its own: where two share one, each unpacks a job's code over that of the other.
     node "node-$number" --address="127.0.0.1:$port" --node-ip-address="127.0.0.$((number + 10))" \
-      --num-cpus="$cpus"
+      --num-cpus="$cpus" --temp-dir="$folder/$number"
     wait_for $((number + 1))  # one by one, as two starts take twice as long
   done
   touch "$folder/up"
