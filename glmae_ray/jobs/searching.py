@@ -62,6 +62,7 @@ def search(
     # Tables and the screen are ours; of Tune are only the curves for TensorBoard.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     random.seed(cfg.seed)  # of pbt
     watcher = Watcher(cfg, after_each)
@@ -113,23 +114,24 @@ class Watcher(tune.Callback, tune.Stopper):
 
     def on_trial_complete(self, *, trial: TuneTrial, **_: Any) -> None:
         """See Tune's `Callback`."""
-        over = ended(self._cfg, self._search, _trial(trial))
-        self._running.discard(str(trial))
-        if over.state == "stopped" and stop_requested(self._cfg.run):
-            return  # by whoever stopped the search: it is to go on
-        self._over(over)
+        self._over(ended(self._cfg, self._search, _trial(trial)))
 
     def on_trial_recover(self, *, trial: TuneTrial, **_: Any) -> None:
         """See Tune's `Callback`."""
+        if stop_requested(self._cfg.run):
+            self._running.discard(str(trial))
+            return
         left = self._cfg.retries + 1 - trial.run_metadata.num_failures
         print(f"trial {trial}: {_reason(trial)}; {left} more tries", flush=True)
 
     def on_trial_error(self, *, trial: TuneTrial, **_: Any) -> None:
         """See Tune's `Callback`."""
-        self._running.discard(str(trial))
         self._over(replace(_trial(trial), state="failed", reason=_reason(trial)))
 
     def _over(self, trial: Trial) -> None:
+        self._running.discard(trial.name)
+        if trial.state != "finished" and stop_requested(self._cfg.run):
+            return  # it is to go on
         write_trial(self._search, trial)
         print(told(trial, figures(run_of(self._search, trial.name))), flush=True)
         self._after_each()

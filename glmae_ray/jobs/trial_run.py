@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -55,24 +56,20 @@ def run_trial(config: dict[str, Any], *, cfg: SearchConfig, makers: int | None) 
         config: Tune's; `trial` has the sample.
         cfg: The search.
         makers: Of views, at most.
+
+    Raises:
+        StoppedError: The search was asked to stop; the state is saved. To Tune it is no result.
     """
-    if stop_requested(cfg.run):
-        return
+    if name := stop_requested(cfg.run):
+        raise StoppedError(signal.Signals[name])
     # Not of `config`, which pbt replaces with that of another trial.
     name, sample = tune.get_context().get_trial_name(), config["trial"]["sample"]
     mark = _mark()
     run = _run(cfg, name, sample, mark)
     told = _Told(cfg, name, to_place(run.run), after=mark.step if mark else 0)
     pipeline = run.pipeline.model_copy(update={"makers": makers})
-    try:
-        with _quiet(), beside(told.follow, name="told"):
-            finetune.run(run.model_copy(update={"pipeline": pipeline}))
-    except StoppedError:
-        return
-    except Exception:
-        if stop_requested(cfg.run):
-            return
-        raise
+    with _quiet(), beside(told.follow, name="told"):
+        finetune.run(run.model_copy(update={"pipeline": pipeline}))
     told.rest()
 
 
@@ -119,8 +116,8 @@ class _Told:
     def follow(self, stop: threading.Event) -> None:
         """Report as long as the run goes on; its last step not before it has left its files."""
         while not stop.wait(_LOOK_S):
-            if signal := stop_requested(self._cfg.run):
-                ask_to_stop(str(self._run), signal)
+            if name := stop_requested(self._cfg.run):
+                ask_to_stop(str(self._run), name)
             else:
                 self._report(is_complete=False)
 
