@@ -104,6 +104,7 @@ def test_what_is_complete_is_not_done_again(script, tmp_path):
 
 
 def test_a_signal_goes_on_to_the_part_and_ends_the_row(script, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
     waits = (
         "import signal, sys, time, pathlib\n"
         f"def leave(*_): pathlib.Path({str(tmp_path / 'told')!r}).touch(); sys.exit(143)\n"
@@ -125,7 +126,7 @@ def test_a_signal_goes_on_to_the_part_and_ends_the_row(script, tmp_path):
     assert stopped.value.number == signal.SIGTERM
     assert (tmp_path / "told").exists()
     assert not script("b").is_complete()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_part_that_outlives_its_command_keeps_the_folder_until_it_ends(tmp_path):
