@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pickle
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -150,8 +152,11 @@ def _trial(trial: TuneTrial) -> Trial:
 
 
 def _reason(trial: TuneTrial) -> str:
-    error = trial.get_pickled_error() or trial.get_error()
-    return last_line(error) if error else "it ended without a word"
+    """What a trial said last, from the file on this machine: Tune copies it away later."""
+    file = trial.pickled_error_file
+    if file is None or not Path(file).exists():
+        return "it ended without a word"
+    return last_line(pickle.loads(Path(file).read_bytes()))
 
 
 def _name(trial: TuneTrial) -> str:

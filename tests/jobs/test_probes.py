@@ -73,7 +73,8 @@ def test_figures_of_every_probe_stand_beside_the_losses(finished):
     assert [*figures] == [0, 8]
     for values in figures.values():
         assert {"knn", "linear", "majority", "dice"} <= values.keys()
-        assert values["dice"].keys() == {"mean", "liver", "spleen"}  # v has no kidney
+        # v has no kidney; whether its crops show some of the spleen is the plan's.
+        assert {"mean", "liver"} <= values["dice"].keys() <= {"mean", "liver", "spleen"}
         assert 0 < values["dice"]["liver"] <= 1
         assert (values["classified_cases"], values["segmented_cases"]) == (1, 1)
     summary = json.loads((finished / "summary.json").read_text())
