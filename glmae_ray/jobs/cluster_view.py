@@ -31,17 +31,11 @@ def take_over(run: str, *, run_id: str) -> None:
         run: The run folder; one driver at a time trains it.
         run_id: Ray Train's, of this driver.
     """
-    give_back(run)
-    internal_kv._internal_kv_put(run.encode(), run_id.encode(), True, namespace=_NAMESPACE)
-
-
-def give_back(run: str) -> None:
-    """Give back what a driver of a run has asked for that was killed."""
     before = internal_kv._internal_kv_get(run.encode(), namespace=_NAMESPACE)
     if before is not None:
         coordinator = get_or_create_autoscaling_coordinator()
         ray.get(coordinator.cancel_request.remote(f"train-{before.decode()}"))
-        internal_kv._internal_kv_del(run.encode(), namespace=_NAMESPACE)
+    internal_kv._internal_kv_put(run.encode(), run_id.encode(), True, namespace=_NAMESPACE)
 
 
 def fresh_view() -> AbstractContextManager[None]:

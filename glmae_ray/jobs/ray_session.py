@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from glmae_ray.config import RayConfig
 from glmae_ray.errors import UserError
@@ -16,12 +15,8 @@ _KNOCK_S = 10.0
 
 
 @contextmanager
-def ray_session(cfg: RayConfig, *, environment: dict[str, str] | None = None) -> Iterator[None]:
+def ray_session(cfg: RayConfig) -> Iterator[None]:
     """Have Ray inside; a Ray that was already there stays, one that was started here stops.
-
-    Args:
-        cfg: Which.
-        environment: Variables of all processes that Ray starts for this job.
 
     Raises:
         UserError: The named cluster does not answer.
@@ -34,23 +29,22 @@ def ray_session(cfg: RayConfig, *, environment: dict[str, str] | None = None) ->
     if ray.is_initialized():
         yield
         return
-    runtime = {"env_vars": environment} if environment else None
     if address := cfg.address or os.environ.get("RAY_ADDRESS"):
-        _join(address, runtime)
+        _join(address)
     else:
-        _start_here(runtime)
+        _start_here()
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _join(address: str, runtime: dict[str, Any] | None) -> None:
+def _join(address: str) -> None:
     import ray
 
     try:
         _knock(address)
-        ray.init(address=address, runtime_env=runtime, logging_level=logging.WARNING)
+        ray.init(address=address, logging_level=logging.WARNING)
     except OSError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"ray.address: {address} does not answer ({reason})") from None
@@ -63,7 +57,7 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 
-def _start_here(runtime: dict[str, Any] | None) -> None:
+def _start_here() -> None:
     import ray
 
     # The cluster of one process that goes with it: its token concerns nobody.
@@ -73,7 +67,6 @@ def _start_here(runtime: dict[str, Any] | None) -> None:
     ray.init(
         address="local",  # not the cluster that somebody else has started on this machine
         num_cpus=cpus,
-        runtime_env=runtime,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,

@@ -17,20 +17,21 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import (
     ASHAScheduler,
+    FIFOScheduler,
     MedianStoppingRule,
     PopulationBasedTraining,
     TrialScheduler,
 )
 
 from glmae_ray.config_search import SearchConfig, Tree
-from glmae_ray.jobs.cluster_view import give_back
 from glmae_ray.jobs.concurrency import Room
-from glmae_ray.jobs.stopping import fit_or_stop, stop_requested
+from glmae_ray.jobs.stopping import ask_to_stop, fit_or_stop, stop_requested
 from glmae_ray.jobs.training import last_line, storage
 from glmae_ray.jobs.trials import (
     Trial,
     ended,
     figures,
+    place_of,
     read_trials,
     run_of,
     told,
@@ -99,19 +100,14 @@ class Watcher(tune.Callback, tune.Stopper):
         """Watch a search."""
         self._cfg, self._after_each = cfg, after_each
         self._running: set[str] = set()
-        self._started: set[str] = set()  # what they asked for may not have been given back
 
     @property
     def _search(self) -> Place:
         return to_place(self._cfg.run)
 
-    def on_trial_start(self, *, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
+    def on_trial_start(self, *, trial: TuneTrial, **_: Any) -> None:
         """See Tune's `Callback`."""
-        running = {str(other) for other in trials if other.status == TuneTrial.RUNNING}
-        for name in self._started - running:
-            give_back(str(run_of(self._search, name)))
         write_trial(self._search, _trial(trial))
-        self._started = running | {str(trial)}
         self._running.add(str(trial))
 
     def on_trial_complete(self, *, trial: TuneTrial, **_: Any) -> None:
@@ -145,6 +141,47 @@ class Watcher(tune.Callback, tune.Stopper):
     def stop_all(self) -> bool:
         """Whether the search was asked to stop, and those that ran have saved."""
         return not self._running and stop_requested(self._cfg.run) is not None
+
+
+class Politely(FIFOScheduler):
+    """Has trials that another scheduler stops save and end by themselves.
+
+    Tune would kill the trial's actor, and Ray Train's workers with it. What they hold of the
+    cluster is then given back by a helper that needs Ray's dashboard, and does not look for it
+    where several Rays run on a machine; the next trial would wait for ever.
+    """
+
+    def __init__(self, inner: TrialScheduler, ask: Callable[[str], None]) -> None:
+        """Do as `inner` says; `ask` takes the name of a trial that is to end."""
+        super().__init__()
+        self._inner, self._ask, self._asked = inner, ask, set[str]()
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """See Tune's `TrialScheduler`."""
+        self._inner.on_trial_add(tune_controller, trial)
+
+    def on_trial_result(
+        self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]
+    ) -> str:
+        """See Tune's `TrialScheduler`."""
+        if trial.trial_id in self._asked:
+            return TrialScheduler.CONTINUE
+        decision: str = self._inner.on_trial_result(tune_controller, trial, result)
+        if decision != TrialScheduler.STOP:
+            return decision
+        self._asked.add(trial.trial_id)
+        self._ask(str(trial))
+        return TrialScheduler.CONTINUE
+
+    def on_trial_complete(
+        self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]
+    ) -> None:
+        """See Tune's `TrialScheduler`."""
+        self._inner.on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """See Tune's `TrialScheduler`."""
+        self._inner.on_trial_remove(tune_controller, trial)
 
 
 def _trial(trial: TuneTrial) -> Trial:
@@ -202,7 +239,8 @@ def _scheduler(cfg: SearchConfig) -> TrialScheduler | None:
     else:
         return None
     _recall(cfg, scheduler)
-    return scheduler
+    search = to_place(cfg.run)
+    return Politely(scheduler, lambda name: ask_to_stop(str(place_of(search, name)), "SIGTERM"))
 
 
 def _recall(cfg: SearchConfig, scheduler: TrialScheduler) -> None:

@@ -23,8 +23,8 @@ from glmae_ray.jobs import finetune
 from glmae_ray.jobs.forking import fork
 from glmae_ray.jobs.run_folder import CONFIG
 from glmae_ray.jobs.stopping import ask_to_stop, stop_requested
-from glmae_ray.jobs.trials import figures, next_run_of, run_of
-from glmae_ray.paths import Place, read_file, to_place
+from glmae_ray.jobs.trials import figures, next_run_of, place_of, run_of
+from glmae_ray.paths import read_file, to_place
 
 _LOOK_S = 0.5
 _MARK = "reported.json"
@@ -66,11 +66,27 @@ def run_trial(config: dict[str, Any], *, cfg: SearchConfig, makers: int | None) 
     name, sample = tune.get_context().get_trial_name(), config["trial"]["sample"]
     mark = _mark()
     run = _run(cfg, name, sample, mark)
-    told = _Told(cfg, name, to_place(run.run), after=mark.step if mark else 0)
+    told = _Told(cfg, name, run, after=mark.step if mark else 0)
     pipeline = run.pipeline.model_copy(update={"makers": makers})
-    with _quiet(), beside(told.follow, name="told"):
-        finetune.run(run.model_copy(update={"pipeline": pipeline}))
-    told.rest()
+    run = run.model_copy(update={"pipeline": pipeline})
+    while not _leg(run, told):
+        if stop_requested(cfg.run):
+            raise StoppedError(signal.SIGTERM)
+        if cfg.schedule != "pbt":
+            return  # it is behind
+        # Tune may pause the trial now, and nothing of it runs.
+        told.rest(is_complete=False)
+    told.rest(is_complete=True)
+
+
+def _leg(run: FinetuneConfig, told: _Told) -> bool:
+    """Train until the end, or until somebody asks to stop; whether it was the end."""
+    try:
+        with _quiet(), beside(told.follow, name="told"):
+            finetune.run(run)
+    except StoppedError:
+        return False
+    return True
 
 
 def _run(cfg: SearchConfig, name: str, sample: Tree, mark: Mark | None) -> FinetuneConfig:
@@ -108,36 +124,44 @@ def _mark() -> Mark | None:
 
 
 class _Told:
-    """Reports each new held-out Dice of a run, and hands a wish to stop on to its workers."""
+    """Reports each new held-out Dice of a run, and hands a wish to stop on to its workers.
 
-    def __init__(self, cfg: SearchConfig, name: str, run: Place, *, after: int) -> None:
-        self._cfg, self._name, self._run, self._step = cfg, name, run, after
+    Of pbt, which may have the trial go on from another's checkpoint, only when the run rests: it
+    stops at every judgement.
+    """
+
+    def __init__(self, cfg: SearchConfig, name: str, run: FinetuneConfig, *, after: int) -> None:
+        self._cfg, self._name, self._step = cfg, name, after
+        self._run, self._steps = to_place(run.run), run.steps
+        self._trial = str(place_of(to_place(cfg.run), name))  # by which a scheduler asks
 
     def follow(self, stop: threading.Event) -> None:
         """Report as long as the run goes on; its last step not before it has left its files."""
         while not stop.wait(_LOOK_S):
-            if name := stop_requested(self._cfg.run):
-                ask_to_stop(str(self._run), name)
-            else:
-                self._report(is_complete=False)
+            wish = stop_requested(self._cfg.run) or stop_requested(self._trial)
+            if wish:
+                ask_to_stop(str(self._run), wish)
+            elif self._cfg.schedule != "pbt":
+                self.rest(is_complete=False)
+            elif self._is_due():
+                ask_to_stop(str(self._run), "SIGTERM")
 
-    def rest(self) -> None:
-        """Report what is left at the end of the run."""
-        self._report(is_complete=True)
+    def _is_due(self) -> bool:
+        """Whether a judgement of pbt is, after which the run is not at its end."""
+        every = self._cfg.judge_every
+        due = (self._step // every + 1) * every
+        return due < self._steps and due in figures(self._run).dice
 
-    def _report(self, *, is_complete: bool) -> None:
+    def rest(self, *, is_complete: bool) -> None:
+        """Report what is new."""
         found = figures(self._run)
-        steps = json.loads(read_file(self._run / CONFIG) or b'{"steps": 0}')["steps"]
         for step, dice in sorted(found.dice.items()):
-            if step <= self._step or (step >= steps and not is_complete):
+            if step <= self._step or (step >= self._steps and not is_complete):
                 continue
-            # Another may be told to go on from here.
-            if self._cfg.schedule == "pbt" and checkpoint.latest_step(self._run) < step:
-                return
             self._step = step
             with tempfile.TemporaryDirectory() as folder:
                 mark = json.dumps(Mark(self._name, step)._asdict())
                 (Path(folder) / _MARK).write_text(mark, encoding="utf-8")
                 record = {"dice": dice, "step": step, "seconds": found.seconds}
-                record["is_last"] = step >= steps
+                record["is_last"] = step >= self._steps
                 tune.report(record, checkpoint=tune.Checkpoint.from_directory(folder))

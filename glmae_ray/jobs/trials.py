@@ -77,13 +77,18 @@ def name_of(number: int) -> str:
 def read_trials(search: Place) -> dict[str, Trial]:
     """All trials of a search that were begun, in order."""
     names = sorted(n.removesuffix(_SUFFIX) for n in names_in(search / TRIALS) if _SUFFIX in n)
-    found = {name: read_file(search / TRIALS / f"{name}{_SUFFIX}") for name in names}
+    found = {name: read_file(place_of(search, name)) for name in names}
     return {name: Trial(**json.loads(raw)) for name, raw in found.items() if raw is not None}
+
+
+def place_of(search: Place, name: str) -> Place:
+    """The file of a trial."""
+    return search / TRIALS / f"{name}{_SUFFIX}"
 
 
 def write_trial(search: Place, trial: Trial) -> None:
     """Write down a trial, in place of what was known of it."""
-    publish(search / TRIALS / f"{trial.name}{_SUFFIX}", json.dumps(asdict(trial), indent=1) + "\n")
+    publish(place_of(search, trial.name), json.dumps(asdict(trial), indent=1) + "\n")
 
 
 def generations(search: Place, name: str) -> list[Place]:

@@ -22,9 +22,6 @@ from glmae_ray.paths import Place, names_in, publish, read_file, to_place
 
 # What may differ when a search is continued. More trials may be asked for, too.
 _FREE = {"store", "run", "trials", "retries", "at_a_time", "ray"}
-# How long Ray Data holds a share of the cluster for a trial that was ended, in seconds. With its
-# 180 the makers of short trials would have a part of what is theirs.
-_HELD = {"RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "30"}
 
 
 def run(cfg: SearchConfig) -> None:
@@ -122,7 +119,7 @@ def _checked(cfg: SearchConfig, search: Place, trial: Trial) -> Trial:
 def _search(cfg: SearchConfig, todo: list[Trial], left: int) -> None:
     example = cfg.example.model_copy(update={"ray": cfg.ray})
     apply_profile(example)
-    with ray_session(cfg.ray, environment=_HELD):
+    with ray_session(cfg.ray):
         from glmae_ray.jobs.searching import search
 
         share = _room(cfg, left)
