@@ -66,7 +66,7 @@ def ours(volume: np.ndarray, predict: Callable[[Any], Any], scores: Path | None)
     """Through `segment`."""
     from glmae_ray.config_finetune import CropsConfig, InferenceConfig
     from glmae_ray.intensity import Window
-    from glmae_ray.seeing import Scan
+    from glmae_ray.scans import Scan
     from glmae_ray.sliding import segment
 
     window = Window(np.array([HU]), clips=True)

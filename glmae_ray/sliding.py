@@ -23,7 +23,9 @@ from torch import Tensor
 
 from glmae_ray.config_base import Size
 from glmae_ray.config_finetune import CropsConfig, InferenceConfig
-from glmae_ray.seeing import Learned, Plane, Scan, see
+from glmae_ray.scans import Scan
+from glmae_ray.seeing import Learned, see
+from glmae_ray.straight import Plane
 
 Predict = Callable[[Tensor], Tensor]  # windows_BCZYX float32 -> scores_BKZYX of the same sides
 

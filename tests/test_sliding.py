@@ -13,7 +13,8 @@ from scipy import ndimage
 
 from glmae_ray.config_finetune import CropsConfig, InferenceConfig
 from glmae_ray.intensity import Window
-from glmae_ray.seeing import STRAIGHT, Learned, Scan, see, tilt_deg
+from glmae_ray.scans import STRAIGHT, Scan, tilt_deg
+from glmae_ray.seeing import Learned, see
 from glmae_ray.sliding import Windows, mean_scores, segment
 
 AIR = np.zeros(1, np.float32)
@@ -142,7 +143,7 @@ def test_scores_of_a_straightened_scan_come_back_to_every_voxel_of_its_own(degre
     scan = replace(scan_of((14, 19, 23), spacing=(2.5, 0.8, 1.0)), axes=turned(degrees))
     straight_mm = Learned((0.5, 1.1, 1.1), (2.0, 1.4, 1.4), 0.0)
     seen = see(scan, CropsConfig(), straight_mm)
-    assert seen.is_turned
+    assert seen.straight is not None
     assert seen.scan.axes is STRAIGHT
     np.testing.assert_allclose(seen.scan.spacing, (2, 1.1, 1.1), rtol=0.1)
     rng = np.random.default_rng(0)
@@ -202,6 +203,32 @@ def test_an_oblique_copy_gets_the_labels_of_the_scan():
         for value in (1, 2):
             both = ((labels == value) & (truth == value)).sum()
             assert 2 * both / ((labels == value).sum() + (truth == value).sum()) > 0.9, value
+
+
+def test_padding_around_a_turned_scan_is_left_out_and_is_background():
+    scan = scan_of((12, 14, 16), spacing=(1.0, 1.0, 1.0))
+    plain = replace(scan, axes=turned(20))
+    sides = np.array(plain.shape)
+    padded = np.full((1, *(sides + 8)), -77, np.int16)
+    padded[:, 5:-3, 4:-4, 2:-6] = plain.array
+    learned, crops = Learned((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), 0.0), CropsConfig()
+    seen = [see(replace(plain, array=array), crops, learned) for array in (plain.array, padded)]
+    assert seen[0].scan.shape == seen[1].scan.shape
+
+    def shown(windows):
+        return torch.cat([torch.full_like(windows, 0.4), windows], dim=1)
+
+    room = np.full((2, *padded.shape[1:]), np.nan, np.float32)
+    sliding = {"crops": CropsConfig(size=(8, 8, 8)), "inference": InferenceConfig()}
+    there = replace(plain, array=padded)
+    labels = segment(there, shown, **sliding, learned=learned, probabilities=room)
+    assert np.isfinite(room).all()
+    assert labels[5:-3, 4:-4, 2:-6].any()
+    corners = np.ix_(range(2), (0, -1), (0, -1), (0, -1))
+    np.testing.assert_array_equal(room[corners][0], 1)
+    np.testing.assert_array_equal(room[corners][1], 0)
+    uniform = replace(plain, array=np.full_like(plain.array, 5))
+    assert see(uniform, crops, learned).scan.shape == seen[0].scan.shape
 
 
 def test_what_was_learned_from_is_left_as_it_lies():

@@ -19,8 +19,9 @@ from glmae_ray.models.segmenter_files import Which, read_facts
 from glmae_ray.paths import to_place
 from glmae_ray.ranks import Ranks
 from glmae_ray.reading import CaseReader, UnreadableCaseError
+from glmae_ray.scans import Scan
 from glmae_ray.scores import dice_case
-from glmae_ray.seeing import Learned, Scan
+from glmae_ray.seeing import Learned
 from glmae_ray.sliding import classify, segment
 from glmae_ray.tracking import Record, RunLog, write_event
 from glmae_ray.watch import Event

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from glmae_ray.config_finetune import CropsConfig, InferenceConfig
 from glmae_ray.models.segmenter_files import Which, load_segmenter
-from glmae_ray.seeing import Lay, Learned, Scan, axes_of, lay_of
+from glmae_ray.scans import Scan, axes_of
+from glmae_ray.seeing import Lay, Learned, lay_of
 from glmae_ray.sliding import classify, segment
 
 
