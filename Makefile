@@ -20,8 +20,9 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 demo: install
 	$(BIN)/glmae demo
 
+# Two processes, each with whole files of tests: what starts a Ray waits for half of its time.
 test: install
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: install
 	$(BIN)/pytest -m slow

@@ -77,6 +77,7 @@ def views(cfg: PretrainConfig, rank: int) -> Iterator[dict[str, torch.Tensor]]:
     return itertools.cycle(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_a_plain_loop_has_the_losses_of_ours(precision, losses):
     ours, plain = losses[precision]["ours"], losses[precision]["plain"]

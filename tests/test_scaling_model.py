@@ -121,6 +121,7 @@ def test_at_stage_0_gradients_of_all_weights_go_out_once_in_float32():
     assert modelled(0) == {"all_reduce": 4 * trainable(run_of(WORKERS))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_gradients_and_weights_that_deepspeed_sends_are_those_of_the_model(stage, counted):
     sent, model = Counter(counted[stage]), modelled(stage)
@@ -130,6 +131,7 @@ def test_gradients_and_weights_that_deepspeed_sends_are_those_of_the_model(stage
         assert size <= sent[collective] <= size + small
 
 
+@pytest.mark.slow
 def test_stage_3_sends_no_more_than_the_model_says_and_its_gradients_and_teacher_exactly(counted):
     sent, model = Counter(counted[3]), modelled(3)
     assert sent["reduce_scatter"] == model["reduce_scatter"]

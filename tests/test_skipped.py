@@ -154,6 +154,7 @@ def overflow_under_fp16(words: list[str], _folder: str) -> list[float]:
     ]
 
 
+@pytest.mark.slow
 def test_under_fp16_a_gradient_that_overflows_is_no_fault_but_a_loss_is(tmp_path):
     found = in_own_process(
         ["engine.zero_stage=1", TWO], tmp_path, function="tests.test_skipped.overflow_under_fp16"

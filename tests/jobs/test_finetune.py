@@ -109,6 +109,7 @@ def test_a_frozen_encoder_is_that_of_init(store, local_ray, tmp_path):
     assert facts["origin"]["sha256"] == json.loads((run / "init.json").read_text())["sha256"]
 
 
+@pytest.mark.slow
 def test_layers_learn_at_shares_of_the_rate(store, local_ray, tmp_path):
     run = tmp_path / "run"
     words = ("optim.layer_decay=1e-6", "optim.weight_decay=0", "steps=2", "optim.warmup_steps=1")

@@ -24,6 +24,7 @@ def glmae(ray: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cases_here")
 def test_scans_of_a_bucket_are_predicted_on_into_a_bucket(bucket, local_ray, tmp_path, capsys):
     run = write_segmenter(f"{bucket}/run")

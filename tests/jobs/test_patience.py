@@ -20,9 +20,9 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "workers",
-    [pytest.param(2, id="a_number"), pytest.param((2, 3), id="a_range", marks=pytest.mark.slow)],
+    "workers", [pytest.param(2, id="a_number"), pytest.param((2, 3), id="a_range")]
 )
 def test_a_request_that_fits_no_node_ends_with_what_is_missing(
     workers, local_ray, tmp_path, monkeypatch

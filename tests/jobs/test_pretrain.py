@@ -107,6 +107,7 @@ def test_the_encoder_file_rebuilds_the_encoder_without_the_run(finished_run):
     assert facts["step"] == 8
 
 
+@pytest.mark.slow
 def test_one_worker_that_accumulates_has_the_same_curve_as_two(finished_run, small_store, tmp_path):
     assert main(words(small_store, tmp_path / "one", "engine.micro_batch=2")) == 0
     one, two = (read_metrics(run) for run in (tmp_path / "one", finished_run))
@@ -131,6 +132,7 @@ def test_the_same_command_after_the_end_does_nothing(finished_run, small_store, 
     assert out.splitlines()[-1] == f"run: {finished_run}"
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_command_as_if_nothing_had_happened(
     finished_run, small_store, tmp_path, capsys
 ):

@@ -98,7 +98,7 @@ def poison(store: Path, copy: Path, *, cases: set[str]) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_case_that_makes_a_loss_no_number_is_named_and_the_run_learns_without_its_steps(
     poisoned, tmp_path, capsys, stage
 ):

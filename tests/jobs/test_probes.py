@@ -103,6 +103,7 @@ def test_the_last_probe_is_that_of_the_encoder_that_the_run_leaves(finished):
     assert values["dice"] != probed(finished)[0]["dice"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_probes_and_survives_one_that_fails(
     finished, store, targets, tmp_path, capsys
 ):

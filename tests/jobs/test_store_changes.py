@@ -107,6 +107,7 @@ def test_a_change_that_is_accepted_is_told_recorded_and_trained_on(
     assert facts_of(run)["store_changes"] == after["store_changes"]
 
 
+@pytest.mark.slow
 def test_a_change_of_the_selection_alone_can_be_accepted(
     finished_run, small_store, tmp_path, capsys
 ):
@@ -121,6 +122,7 @@ def test_a_change_of_the_selection_alone_can_be_accepted(
     assert change["step"] == 2
 
 
+@pytest.mark.slow
 def test_the_word_says_where_it_has_no_effect(finished_run, small_store, tmp_path, capsys):
     run = unfinished_copy(finished_run, tmp_path / "run")
     before = facts_of(run)

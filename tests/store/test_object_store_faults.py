@@ -187,6 +187,7 @@ def _meet_silence(url, answers, is_silent):
         answers.put((*told, time.monotonic() - begin))
 
 
+@pytest.mark.slow
 def test_silence_is_waited_for_once_more_and_then_told(proxy, bucket):
     store, scan = VolumeStore.create(f"{bucket}/ct"), volume()
     write(store, scan)
