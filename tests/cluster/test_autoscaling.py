@@ -62,7 +62,7 @@ def test_a_cluster_grows_from_its_head_for_a_run_and_shrinks_after_it(machine, s
     options = [f"--autoscaling-config={tmp_path / 'cluster.yaml'}", "--include-dashboard=false"]
     begun = machine.run(*head, *options, env=env)
     assert begun.returncode == 0, begun.stdout
-    assert nodes(machine) == 1
+    wait_until(lambda: nodes(machine) == 1)  # `ray start` does not wait for it
 
     run, log = tmp_path / "run", tmp_path / "log"
     words = [f"store={store}", f"run={run}", *WORDS, "steps=600", "engine.micro_batch=1"]
