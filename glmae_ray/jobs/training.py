@@ -90,6 +90,8 @@ def _scaling(cfg: TrainConfig, allotment: Allotment, profile: Profile) -> ray.tr
         num_workers=cfg.resources.workers,
         use_gpu=allotment.gpu,
         resources_per_worker={"CPU": allotment.cpus, "GPU": 1 if allotment.gpu else 0},
+        # The GPUs of a node reach each other faster than those of two; its CPUs share its memory.
+        placement_strategy="PACK" if allotment.gpu else "SPREAD",
         **options,
     )
 
