@@ -69,7 +69,7 @@ def test_crops_of_partial_labels_know_what_was_looked_for(real_data: Path, tmp_p
 
 def test_a_scan_smaller_than_a_crop_is_whole_inside_of_it(real_data: Path, tmp_path):
     store = ingested(real_data / "hippocampus_mr", tmp_path, most=8)
-    labelled, maker = made_from(store, "hippocampus_cpu")
+    labelled, maker = made_from(store, "hippocampus_cpu", "crops.size=[40,56,40]")
     assert any("padded with air" in note for note in labelled.notes)
     for number in range(len(maker.index)):
         columns = maker.make({"number": np.array([number])})
