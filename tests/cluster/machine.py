@@ -85,9 +85,15 @@ class Machine:
     def processes(self) -> list[psutil.Process]:
         """All that run on it, beside what keeps it."""
         space = os.readlink(f"/proc/{self._first.pid}/ns/pid")
-        kept = [self._first, *self._first.children()]
-        mine = [p for p in psutil.process_iter() if p not in kept and _space(p) == space]
-        return [p for p in mine if p.status() != psutil.STATUS_ZOMBIE]
+        psutil.process_iter.cache_clear()  # else a name is that which it had when first seen
+        found = psutil.process_iter(["name", "status"])
+        mine = [p for p in found if p != self._first and _space(p) == space]
+        # Those whose parents have ended are children of the first, as its own `sleep` is.
+        return [
+            p
+            for p in mine
+            if p.info["status"] != psutil.STATUS_ZOMBIE and p.info["name"] != "sleep"
+        ]
 
 
 def _space(process: psutil.Process) -> str:
