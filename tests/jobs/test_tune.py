@@ -28,6 +28,7 @@ WORDS = [
     *("finetune.model.channels=1", "finetune.crops.window=[-300,600]"),
     *("finetune.log.every_steps=1", "finetune.log.pictures=false"),
 ]
+NONE = "finetune.init=none"
 LR = "search.optim.lr={loguniform: [1e-4, 1e-2]}"
 
 
@@ -102,9 +103,8 @@ def last_step(run: Path) -> int:
 @pytest.mark.slow
 def test_a_killed_search_goes_on_without_a_finished_trial_and_from_checkpoints(store, tmp_path):
     run = tmp_path / "search"
-    command = words(
-        store, run, LR, "trials=4", "schedule=asha", "judge_steps=40", steps=400, every=40
-    )
+    asha = ("trials=4", "schedule=asha", "judge_steps=40")
+    command = words(store, run, NONE, LR, *asha, steps=400, every=40)
     search = start(command)
     second = run / "trials" / "0001"
     # After a judgement that it passed, or it would be over.
@@ -129,7 +129,7 @@ def test_a_killed_search_goes_on_without_a_finished_trial_and_from_checkpoints(s
 @pytest.mark.slow
 def test_a_search_that_is_asked_to_stop_saves_its_trial_and_says_how_to_go_on(store, tmp_path):
     run = tmp_path / "search"
-    command = words(store, run, LR, "trials=2", steps=400, every=100)
+    command = words(store, run, NONE, LR, "trials=2", steps=400, every=100)
     search = start(command)
     first = run / "trials" / "0000"
     wait_for(search, lambda: last_step(first) >= 5)
@@ -149,9 +149,8 @@ def test_a_search_that_is_asked_to_stop_saves_its_trial_and_says_how_to_go_on(st
 def test_pbt_has_a_trial_go_on_from_a_better_one_with_other_fields(store, local_ray, tmp_path):
     run = tmp_path / "search"
     space = "search.optim.lr={grid: [1e-7, 1e-2]}"
-    command = words(
-        store, run, space, "trials=2", "schedule=pbt", "judge_steps=20", steps=100, every=20
-    )
+    pbt = ("trials=2", "schedule=pbt", "judge_steps=20")
+    command = words(store, run, NONE, space, *pbt, steps=100, every=20)
     assert main(command) == 0
     assert [trial.state for trial in read_trials(run).values()] == ["finished", "finished"]
     forks = [(name, place) for name in read_trials(run) for place in generations(run, name)[1:]]
