@@ -18,7 +18,18 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ADDRESS = "127.0.0.1:6379"
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+# `ray up` fills these in, `ray start` does not; its nodes need no setting up.
+NOTHING = {
+    **{f"{kind}setup_commands": [] for kind in ("", "head_", "worker_")},
+    **{f"{kind}_start_ray_commands": [] for kind in ("head", "worker")},
+    **{name: [] for name in ("initialization_commands", "cluster_synced_files")},
+    **{name: [] for name in ("rsync_exclude", "rsync_filter")},
+    **{name: {} for name in ("auth", "docker", "file_mounts")},
+    "file_mounts_sync_continuously": False,
+    "upscaling_speed": 1.0,
+}
 CLUSTER = {
+    **NOTHING,
     "cluster_name": "grows",
     "max_workers": 4,
     "idle_timeout_minutes": 0.2,
@@ -26,6 +37,7 @@ CLUSTER = {
         "type": "external",
         "module": PROVIDER,
         "launch_multiple": True,
+        "disable_node_updaters": True,
         "head_node_id": FAKE_HEAD_NODE_ID,
         "gcs_address": ADDRESS,
     },
