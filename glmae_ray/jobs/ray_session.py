@@ -8,10 +8,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
+
 from glmae_ray.config import RayConfig
 from glmae_ray.errors import UserError
 
 _KNOCK_S = 10.0
+_LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
@@ -24,12 +27,15 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
     # Hospital machines call nobody. Ray reads these when it is imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = cfg.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        _stay_on_loopback()
     import ray
 
     if ray.is_initialized():
         yield
         return
-    if address := cfg.address or os.environ.get("RAY_ADDRESS"):
+    if address:
         _join(address)
     else:
         _start_here()
@@ -37,6 +43,16 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _stay_on_loopback() -> None:
+    """Have Ray, gloo and NCCL listen where only this machine can knock."""
+    # Off Linux Ray does so by itself; its setting for that decides here as well.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    addresses = psutil.net_if_addrs().items()
+    names = [name for name, found in addresses if any(a.address == _LOOPBACK for a in found)]
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", ",".join(names))
 
 
 def _join(address: str) -> None:
