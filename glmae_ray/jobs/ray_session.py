@@ -27,15 +27,12 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
     # Hospital machines call nobody. Ray reads these when it is imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = cfg.address or os.environ.get("RAY_ADDRESS")
-    if not address:
-        _stay_on_loopback()
     import ray
 
     if ray.is_initialized():
         yield
         return
-    if address:
+    if address := cfg.address or os.environ.get("RAY_ADDRESS"):
         _join(address)
     else:
         _start_here()
@@ -43,16 +40,6 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _stay_on_loopback() -> None:
-    """Have Ray, gloo and NCCL listen where only this machine can knock."""
-    # Off Linux Ray does so by itself; its setting for that decides here as well.
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    addresses = psutil.net_if_addrs().items()
-    names = [name for name, found in addresses if any(a.address == _LOOPBACK for a in found)]
-    for library in ("GLOO", "NCCL"):
-        os.environ.setdefault(f"{library}_SOCKET_IFNAME", ",".join(names))
 
 
 def _join(address: str) -> None:
@@ -80,10 +67,41 @@ def _start_here() -> None:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # Two logical CPUs at least: a trainer and its reader share even a single core.
     cpus = max(2, os.cpu_count() or 1)
-    ray.init(
-        address="local",  # not the cluster that somebody else has started on this machine
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    with _on_loopback():
+        ray.init(
+            address="local",  # not the cluster that somebody else has started on this machine
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have a Ray that starts inside, and what runs in it, listen where only this machine knocks.
+
+    Ray looks for an address that other machines reach, but where it takes itself for one that has
+    no clusters, as by default on macOS.
+    """
+    from ray._private import ray_constants
+
+    interfaces = psutil.net_if_addrs().items()
+    name = next(name for name, found in interfaces if _LOOPBACK in {a.address for a in found})
+    inherited = {
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+        "GLOO_SOCKET_IFNAME": name,
+        "NCCL_SOCKET_IFNAME": name,
+    }
+    before = {name: os.environ.get(name) for name in inherited}
+    has_clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    os.environ |= inherited
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = has_clusters
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
