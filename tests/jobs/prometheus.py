@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import urllib.request
+from collections.abc import Callable
 from typing import NamedTuple
 
 import ray
@@ -30,20 +31,19 @@ def scrape(url: str) -> str:
         return answer.read().decode()
 
 
-def figures(url: str, *, wait_for: str, **labels: str) -> list[Figure]:
-    """Ours that have these labels, once there is one of a name: Ray sends every ten seconds."""
-    until = time.monotonic() + 120
+def figures(url: str, *, until: Callable[[list[Figure]], bool], **labels: str) -> list[Figure]:
+    """Ours that have these labels, once they are as they should be: Ray sends every 10 s."""
+    end = time.monotonic() + 120
     while True:
-        families = list(text_string_to_metric_families(scrape(url)))
-        found = [Figure(s.name, s.labels, s.value) for f in families for s in f.samples]
-        ours = [
-            f
-            for f in found
-            if f.name.startswith("ray_glmae_") and labels.items() <= f.labels.items()
+        found = [
+            Figure(sample.name, sample.labels, sample.value)
+            for family in text_string_to_metric_families(scrape(url))
+            for sample in family.samples
+            if sample.name.startswith("ray_glmae_") and labels.items() <= sample.labels.items()
         ]
-        if any(f.name == wait_for for f in ours):
-            return ours
-        assert time.monotonic() < until, f"{url}: no {wait_for} of {labels}"
+        if until(found):
+            return found
+        assert time.monotonic() < end, found
         time.sleep(0.5)
 
 

@@ -91,7 +91,12 @@ def test_what_a_worker_counts_is_at_the_endpoint_of_its_node(local_ray):
     first.logged({"loss": 0.75, "skipped_steps": 0})
     first.logged({"loss": 0.5, "skipped_steps": 3})
 
-    found = figures(endpoint(), wait_for="ray_glmae_loss", verb="finetune", run="counted")
+    found = figures(
+        endpoint(),
+        until=lambda found: {f.name for f in found} == exported().keys(),
+        verb="finetune",
+        run="counted",
+    )
     assert {(f.name, f.value) for f in found if "rank" not in f.labels} == {
         ("ray_glmae_samples_total", 4),
         ("ray_glmae_skipped_samples_total", 12),
@@ -110,4 +115,3 @@ def test_what_a_worker_counts_is_at_the_endpoint_of_its_node(local_ray):
         assert waited == pytest.approx(step_info(7).wait_s)
         assert total(found, "ray_glmae_step_duration_seconds_bucket", rank=rank, le="0.1") == 1
         assert total(found, "ray_glmae_events_total", rank=rank, kind="stand_in") == 1
-    assert {f.name for f in found} == exported().keys()

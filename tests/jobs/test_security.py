@@ -20,7 +20,7 @@ from glmae_ray.tracking import read_metrics
 from tests.cluster.machine import wait_until
 from tests.conftest import TINY
 from tests.jobs.planted import SECRETS, TOKEN, leaks
-from tests.jobs.prometheus import figures, scrape
+from tests.jobs.prometheus import Figure, figures, scrape, total
 from tests.models import finetunes
 from tests.test_crops import write_store
 
@@ -82,10 +82,11 @@ def seen(home, request) -> Seen:
     processes = [driver]
     try:
         wait_until(lambda: len(read_metrics(folder)) > 8 or driver.poll() is not None)
+        assert driver.poll() is None, out.read_text()
         processes += driver.children(recursive=True)
         (port,) = ray.glob("ray/session_2*/metrics_export_port_*")
         url = f"http://127.0.0.1:{port.read_text()}/metrics"
-        found = figures(url, wait_for="ray_glmae_samples_total", verb=verb, run=verb)
+        found = figures(url, until=knows_steps, verb=verb, run=verb)
         counted = {f.name: sum(g.value for g in found if g.name == f.name) for f in found}
         opened = [door for process in processes for door in doors(process)]
         record = Seen(verb, folder, out, ray, opened, counted, scrape(url))
@@ -96,6 +97,10 @@ def seen(home, request) -> Seen:
             with suppress(psutil.Error):
                 process.kill()
     return record
+
+
+def knows_steps(found: list[Figure]) -> bool:
+    return total(found, "ray_glmae_samples_total") > 0
 
 
 def doors(process: psutil.Process) -> list[tuple[str, str]]:
