@@ -11,13 +11,12 @@ from ray.dashboard.modules.metrics import dashboards
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 from ray.util.metrics import Counter, Histogram, Metric
 
-from glmae_ray.config_finetune import FinetuneConfig
-from glmae_ray.config_loading import load
 from glmae_ray.jobs.operator_metrics import OperatorMetrics
 from glmae_ray.jobs.saving import Saved
 from tests.conftest import tiny_config
 from tests.jobs.fakes import step_info
 from tests.jobs.prometheus import endpoint, figures, total
+from tests.models.finetunes import finetune_config
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "glmae.json"
 
@@ -79,8 +78,8 @@ def test_the_dashboard_asks_for_its_source_and_each_panel_takes_it():
 
 @pytest.mark.ray
 def test_what_a_worker_counts_is_at_the_endpoint_of_its_node(local_ray):
-    words = ["store=s", "run=runs/counted", "init=none", "global_batch=4", "steps=30"]
-    first, second = (OperatorMetrics(load(FinetuneConfig, words), rank=rank) for rank in range(2))
+    cfg = finetune_config("run=runs/counted", "global_batch=4", "steps=30")
+    first, second = (OperatorMetrics(cfg, rank=rank) for rank in range(2))
     for metrics in (first, second):
         metrics.begin(0)
         metrics.begin(2)
