@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     NonNegativeFloat,
@@ -23,6 +23,7 @@ from glmae_ray.config_run import (
     SaveConfig,
     ValidationConfig,
 )
+from glmae_ray.credentials import ADVICE, has_password
 
 
 class AdamWConfig(Config):
@@ -54,10 +55,22 @@ class JobConfig(Config):
 
     @model_validator(mode="after")
     def _keep_rules(self) -> Self:
-        problems = list(self.rules())
+        problems = [*_password_rules(self.model_dump()), *self.rules()]
         if problems:
             raise BrokenRulesError(problems)
         return self
+
+
+def _password_rules(value: Any, name: str = "") -> Iterator[Problem]:
+    """A run is written down and shown: what opens its URLs must not be in them."""
+    if isinstance(value, dict):
+        for key, below in value.items():
+            yield from _password_rules(below, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for below in value:
+            yield from _password_rules(below, name)
+    elif isinstance(value, str) and has_password(value):
+        yield Problem((name,), f"{name}: has a password in its URL; {ADVICE}")
 
 
 class TrainConfig(JobConfig):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from glmae_ray import s3
+from glmae_ray.credentials import ADVICE, has_password
 from glmae_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def to_place(location: str | Place) -> Place:
     """A location as a thing with the methods of `pathlib.Path`; local ones are made absolute.
 
     Raises:
-        UserError: A URL of an unknown kind, or an endpoint in the environment that is none.
+        UserError: A URL of an unknown kind or with a password, or an endpoint in the environment
+            that is none.
     """
     if not is_url(location):
         path = Path(str(location))
@@ -42,6 +44,10 @@ def to_place(location: str | Place) -> Place:
     from upath import UPath
 
     url = str(location).rstrip("/")
+    if has_password(url):
+        scheme, _, rest = url.partition("://")
+        where = f"{scheme}://***@{rest.rpartition('@')[2]}"
+        raise UserError(f"{where}: has a password in its URL; {ADVICE}")
     options = s3.options() if url.startswith("s3://") else {}
     try:
         # A listing that is remembered would hide what another process has written since.

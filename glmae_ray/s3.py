@@ -24,10 +24,12 @@ def server() -> tuple[str | None, str | None]:
     """Endpoint and region that the environment names.
 
     Raises:
-        UserError: The endpoint is no URL.
+        UserError: The endpoint is no URL, or one with credentials, which errors would show.
     """
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     endpoint = next((os.environ[name] for name in names if os.environ.get(name)), None)
+    if endpoint is not None and "@" in endpoint:
+        raise UserError("AWS_ENDPOINT_URL: has a name or password in it; give AWS_ACCESS_KEY_ID")
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
         raise UserError(f"AWS_ENDPOINT_URL: {endpoint} does not start with http:// or https://")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")

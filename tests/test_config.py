@@ -99,6 +99,41 @@ def test_fewer_micro_batches_than_workers_are_one_clear_line():
     assert line == "global_batch: 8 is less than resources.workers 9 times engine.micro_batch 1"
 
 
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (PretrainConfig, "store"),
+        (PretrainConfig, "run"),
+        (PretrainConfig, "init"),
+        (PretrainConfig, "probe.targets"),
+        (PretrainConfig, "ray.address"),
+        (FinetuneConfig, "store"),
+        (IngestConfig, "source"),
+    ],
+)
+def test_a_password_in_a_url_is_refused_and_not_shown(kind, field, tmp_path):
+    path = tmp_path / "run.yaml"
+    *sections, leaf = field.split(".")
+    tree = {leaf: "s3://someone:hunter2@bucket/a"}
+    for section in reversed(sections):
+        tree = {section: tree}
+    path.write_text(yaml.safe_dump(tree))
+    needed = {"store": "s", "run": "r", "source": "d", "init": "none"}
+    known = [f"{k}={v}" for k, v in needed.items() if k in kind.model_fields and k != field]
+    more = ["steps=1", "global_batch=1"] if "steps" in kind.model_fields else []
+    with pytest.raises(UserError) as caught:
+        load(kind, [str(path), *known, *more])
+    told = f"{field}: has a password in its URL; credentials come from the environment"
+    assert len([line for line in caught.value.lines if line.startswith(told)]) == 1
+    assert "hunter2" not in str(caught.value)
+
+
+def test_keys_are_no_fields_and_are_not_shown():
+    (line,) = mistakes("aws_secret_access_key=hunter2")
+    assert line.startswith("aws_secret_access_key: unknown key")
+    assert "hunter2" not in line
+
+
 def test_a_config_file_that_cannot_be_read_is_named(tmp_path):
     broken, listing = tmp_path / "broken.yaml", tmp_path / "list.yaml"
     broken.write_text("a: [")

@@ -52,6 +52,22 @@ def test_the_endpoint_of_s3_alone_wins_and_must_be_a_url(monkeypatch):
         to_place("s3://bucket/a")
 
 
+@pytest.mark.parametrize("url", ["s3://a:hunter2@bucket/b", "ftp://me:hunter2@host/@a/b"])
+def test_a_password_in_a_url_is_refused_and_not_shown(url):
+    with pytest.raises(UserError, match="has a password in its URL") as caught:
+        to_place(url)
+    assert "hunter2" not in str(caught.value)
+    assert to_place("s3://bucket/10:30@home").name == "10:30@home"
+
+
+@pytest.mark.parametrize("endpoint", ["http://me:hunter2@host:9000", "me:hunter2@host:9000"])
+def test_credentials_in_the_endpoint_of_s3_are_refused_and_not_shown(endpoint, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    with pytest.raises(UserError, match="AWS_ENDPOINT_URL: has a name or password") as caught:
+        to_place("s3://bucket/a")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_published_file_is_whole_at_every_moment(tmp_path, monkeypatch):
     place = tmp_path / "new" / "folder" / "index.json"
     publish(place, "old")

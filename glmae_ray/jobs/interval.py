@@ -10,6 +10,7 @@ import torch
 from glmae_ray.config_train import TrainConfig
 from glmae_ray.engine import Engine
 from glmae_ray.health import Health
+from glmae_ray.jobs.operator_metrics import OperatorMetrics
 from glmae_ray.loop import StepInfo, mean_over_workers, not_finite_outputs
 from glmae_ray.reading import Maker
 from glmae_ray.skipped import skipped_step
@@ -20,14 +21,15 @@ from glmae_ray.watch import Event
 class Interval:
     """Collects steps until they are logged."""
 
-    def __init__(self, cfg: TrainConfig, *, log: RunLog | None) -> None:
+    def __init__(self, cfg: TrainConfig, *, log: RunLog | None, metrics: OperatorMetrics) -> None:
         """Begin with no step.
 
         Args:
             cfg: The run, on as many workers as there are.
             log: Takes the records; rank 0 has one.
+            metrics: Take of them what operators see.
         """
-        self._cfg, self._log = cfg, log
+        self._cfg, self._log, self._metrics = cfg, log, metrics
         self._health = Health(cfg)
         self._steps: list[StepInfo] = []
         self._first_wait_s: float | None = None
@@ -71,6 +73,7 @@ class Interval:
         self._peak_memory = max(self._peak_memory, memory(engine.device))
         record |= {"gradient_norm": gradient_norm, "peak_memory_bytes": self._peak_memory}
         self._log.write(record)
+        self._metrics.logged(record)
         return [*events, *self._health.judge(record)]
 
     def _times(self, steps: list[StepInfo]) -> Record:

@@ -8,10 +8,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
+
 from glmae_ray.config import RayConfig
 from glmae_ray.errors import UserError
 
 _KNOCK_S = 10.0
+_LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
@@ -64,10 +67,41 @@ def _start_here() -> None:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # Two logical CPUs at least: a trainer and its reader share even a single core.
     cpus = max(2, os.cpu_count() or 1)
-    ray.init(
-        address="local",  # not the cluster that somebody else has started on this machine
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    with _on_loopback():
+        ray.init(
+            address="local",  # not the cluster that somebody else has started on this machine
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have a Ray that starts inside, and what runs in it, listen where only this machine knocks.
+
+    Ray looks for an address that other machines reach, but where it takes itself for one that has
+    no clusters, as by default on macOS.
+    """
+    from ray._private import ray_constants
+
+    interfaces = psutil.net_if_addrs().items()
+    name = next(name for name, found in interfaces if _LOOPBACK in {a.address for a in found})
+    inherited = {
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+        "GLOO_SOCKET_IFNAME": name,
+        "NCCL_SOCKET_IFNAME": name,
+    }
+    before = {name: os.environ.get(name) for name in inherited}
+    has_clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    os.environ |= inherited
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = has_clusters
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ from glmae_ray.errors import CommonError
 from glmae_ray.jobs.hang import HangWatch
 from glmae_ray.jobs.interval import Interval
 from glmae_ray.jobs.meetings import Meetings, Orders
+from glmae_ray.jobs.operator_metrics import OperatorMetrics
 from glmae_ray.jobs.profiles import PROFILES
 from glmae_ray.jobs.resuming import resume
 from glmae_ray.jobs.saving import Saver
@@ -85,18 +85,19 @@ class Sitting:
         self._cfg, self._engine, self._ranks, self._maker = cfg, engine, ranks, maker
         self._held_out, self._beside = held_out, beside
         self._run = to_place(cfg.run)
-        self.tell = functools.partial(write_event, self._run, rank=ranks.rank)
+        self._metrics = OperatorMetrics(cfg, rank=ranks.rank)
         found = resume(engine, self._run, ranks=ranks, tell=self.tell)
         self.start = found.step if found else 0
         self._passed: list[list[int]] = found.state["passed"] if found else []
         number = self._begin(found)
+        self._metrics.begin(number)
         self._saver = Saver(self._run, cfg=cfg, ranks=ranks, sitting=number, tell=self.tell)
         self._meetings = Meetings(cfg, ranks=ranks, start=self.start)
         self._ledger = ledger(self._run, cfg=cfg, sitting=number, rank=ranks.rank)
         self._log: RunLog | None = None
         if ranks.rank == 0:
             self._log = RunLog(self._run, step=self.start, tensorboard=cfg.log.tensorboard)
-        self._interval = Interval(cfg, log=self._log)
+        self._interval = Interval(cfg, log=self._log, metrics=self._metrics)
         self._hang = HangWatch(cfg.run, ranks=ranks, limit_s=_hang_s(cfg), tell=self.tell)
         self._gone_back_to: set[str] = set()
 
@@ -112,6 +113,11 @@ class Sitting:
             checkpoint.remove(left)
         return self._ranks.told(number)
 
+    def tell(self, event: Event) -> None:
+        """Have what a person should read in the run's events, and count it."""
+        write_event(self._run, event, rank=self._ranks.rank)
+        self._metrics.event(event.kind)
+
     def begin(self) -> None:
         """Do what is due before the first step. Collective."""
         if self.start == 0:
@@ -125,6 +131,7 @@ class Sitting:
         last = step == cfg.steps
         self._hang.beat(step)
         self._interval.add(info)
+        self._metrics.step(info)
         if self._ledger:
             self._ledger(step)
         orders = self._meetings.after(step) or Orders(step)
@@ -188,6 +195,7 @@ class Sitting:
         }
         saved = self._saver.save(self._engine, state=state, wait=wait)
         self._meetings.saved(took_s=saved.took_s)
+        self._metrics.saved(saved)
         self._write_aside(step, began, {"save_s": saved.held_s})
         if wait:
             self._meetings.saved_and_waited()

@@ -18,6 +18,7 @@ from glmae_ray.jobs.cluster_view import fresh_view, take_over
 from glmae_ray.jobs.growing import SaveBeforeResize
 from glmae_ray.jobs.patience import Patience
 from glmae_ray.jobs.profiles import PROFILES, Profile
+from glmae_ray.jobs.rendezvous import torch_config
 from glmae_ray.jobs.sittings import last_start
 from glmae_ray.jobs.stopping import fit_or_stop
 from glmae_ray.paths import to_place
@@ -55,6 +56,7 @@ def train(cfg: TrainConfig, allotment: Allotment, *, worker: Worker, maker: Make
     trainer = TorchTrainer(
         worker,
         train_loop_config=cfg.model_dump(mode="json"),
+        torch_config=torch_config(),
         scaling_config=_scaling(cfg, allotment, profile),
         run_config=ray.train.RunConfig(
             name=_NAME,

@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from glmae_ray.cli import main
+from tests.jobs.planted import SECRETS
 from tests.store.object_store import bucket, point_at, proxy, s3_server
 from tests.store.scans import write_people
 
@@ -21,6 +22,8 @@ def local_ray(s3_server) -> Iterator[str]:
     """Four logical CPUs for two workers, their readers and a margin; its address."""
     with pytest.MonkeyPatch.context() as patch:
         point_at(s3_server, patch)  # workers keep the environment in which Ray starts
+        for name, secret in SECRETS.items():
+            patch.setenv(name, secret)
         context = ray.init(
             address="local",
             num_cpus=4,

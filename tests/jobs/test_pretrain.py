@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -25,6 +26,8 @@ from glmae_ray.models.vit3d import Encoder
 from glmae_ray.store.zarr_store import VolumeStore
 from glmae_ray.tracking import read_events, read_metrics
 from tests.conftest import TINY
+from tests.jobs.planted import leaks
+from tests.jobs.prometheus import Figure, endpoint, figures, scrape, total
 
 pytestmark = pytest.mark.ray
 
@@ -94,6 +97,32 @@ def test_every_step_is_logged_once_with_its_terms_and_costs(finished_run):
         assert record.keys() >= HEALTH
         assert 0 <= record["data_wait_share"] <= 1
     assert records[0]["teacher_momentum"] == pytest.approx(0.996)
+
+
+def test_operators_see_what_the_run_wrote_down(finished_run):
+    def is_all(found: list[Figure]) -> bool:
+        return total(found, "ray_glmae_step_duration_seconds_count") == 2 * 8  # of two workers
+
+    found = figures(endpoint(), until=is_all, verb="pretrain", run=finished_run.name)
+    summary = json.loads((finished_run / "summary.json").read_text())
+    assert total(found, "ray_glmae_samples_total") == summary["samples"] == 8 * 4
+    records = read_metrics(finished_run)
+    saved = [r["save_s"] for r in records if "save_s" in r]
+    assert total(found, "ray_glmae_checkpoints_total") == len(saved)
+    assert total(found, "ray_glmae_checkpoint_seconds_total") == pytest.approx(sum(saved))
+    steps = [r for r in records if "loss" in r]
+    first_s = steps[0]["first_batch_s"]
+    for name, field in (("step", "interval_s"), ("data_wait", "data_wait_s")):
+        seconds = total(found, f"ray_glmae_{name}_seconds_total", rank="0")
+        assert seconds == pytest.approx(first_s + sum(r[field] for r in steps))
+    assert not total(found, "ray_glmae_skipped_samples_total")
+    assert not total(found, "ray_glmae_restarts_total")
+
+
+def test_no_secret_of_the_workers_environment_is_in_the_run_the_logs_or_the_metrics(finished_run):
+    logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    assert any(logs.glob("worker-*.err"))
+    assert not [*leaks(folders=[finished_run, logs], texts=[scrape(endpoint())])]
 
 
 def test_the_encoder_file_rebuilds_the_encoder_without_the_run(finished_run):
