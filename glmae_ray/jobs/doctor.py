@@ -17,7 +17,6 @@ from glmae_ray.jobs.allotment import allot
 from glmae_ray.jobs.doctor_text import cluster_lines, found_lines, machine_lines, run_lines
 from glmae_ray.jobs.findings import Finding
 from glmae_ray.jobs.fitting import memory_advice
-from glmae_ray.jobs.launching import with_whole_paths
 from glmae_ray.jobs.machine import PACKAGES, Machine, this_machine
 from glmae_ray.jobs.node_look import versions
 from glmae_ray.paths import to_place
@@ -25,7 +24,6 @@ from glmae_ray.paths import to_place
 if TYPE_CHECKING:
     from glmae_ray.jobs.doctor_cluster import Cluster
 
-_PLACES = ("store", "run", "init")
 _HEAD_MULTIPLE = 8  # 16 bytes in 16 bits: what flash and memory-efficient attention align to
 
 Facts = dict[str, Any]
@@ -40,7 +38,7 @@ def run(cfg: DoctorConfig, *, as_json: bool = False) -> None:
     Raises:
         UserError: The run could not start; a line for each reason, after all the rest is printed.
     """
-    cfg = with_whole_paths(cfg, *(name for name in _PLACES if getattr(cfg, name)))
+    cfg = _with_whole_paths(cfg)
     machine, cluster = this_machine(), _cluster(cfg)
     facts = cost_facts(cfg) if cfg.asks else machine_facts(machine)
     text = [run_lines(facts) if cfg.asks else machine_lines(facts)]
@@ -55,6 +53,16 @@ def run(cfg: DoctorConfig, *, as_json: bool = False) -> None:
     print(json.dumps(facts) if as_json else "\n\n".join(filter(None, text)), flush=True)
     if facts.get("reasons"):
         raise UserError(*facts["reasons"])
+
+
+def _with_whole_paths(cfg: DoctorConfig) -> DoctorConfig:
+    """As the run would make them; places that are not named stay empty."""
+    named = [name for name in ("store", "run", "init") if getattr(cfg, name)]
+    if not named:
+        return cfg
+    from glmae_ray.jobs.launching import with_whole_paths  # brings NumPy and pyarrow with it
+
+    return with_whole_paths(cfg, *named)
 
 
 def _cluster(cfg: DoctorConfig) -> Cluster | None:
