@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from glmae_ray.jobs.findings import Finding
@@ -104,6 +104,11 @@ def at(addresses: Sequence[str]) -> str:
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
+def counted(nodes: Collection[object]) -> str:
+    """Their number, as a line has it."""
+    return f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+
+
 def _versions(there: Mapping[str, Mapping[str, str]], here: Mapping[str, str]) -> Iterator[Finding]:
     """Whether what runs there is what runs here."""
     same = True
@@ -124,7 +129,7 @@ def _versions(there: Mapping[str, Mapping[str, str]], here: Mapping[str, str]) -
             )
     if same:
         every = ", ".join(f"{name} {version}" for name, version in here.items())
-        yield Finding("fact", f"versions: those of here on {_nodes(there)}: {every}")
+        yield Finding("fact", f"versions: those of here on {counted(there)}: {every}")
 
 
 def _public(version: str) -> str:
@@ -188,7 +193,7 @@ def _object_stores(nodes: Sequence[NodeFacts]) -> Iterator[Finding]:
     if not (slow or full or small):
         size = sum(node.object_store for node in nodes)
         least = min(look.spill_free - _kept(look) for _, look in found)
-        line = f"object store: {in_bytes(size)} on {_nodes(nodes)}, all in memory"
+        line = f"object store: {in_bytes(size)} on {counted(nodes)}, all in memory"
         yield Finding("fact", f"{line}; spill space of {in_bytes(least)} or more on each")
 
 
@@ -221,7 +226,3 @@ def _authentication(there: Mapping[str, bool]) -> Iterator[Finding]:
         )
     else:
         yield Finding("fact", "authentication: none; only this machine reaches the cluster")
-
-
-def _nodes(nodes: Sequence[NodeFacts] | Mapping[str, object]) -> str:
-    return f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"

@@ -8,7 +8,7 @@ and writes one of its own, with the rights and the credentials that it has.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,7 +19,7 @@ from glmae_ray.config import DoctorConfig
 from glmae_ray.errors import UserError
 from glmae_ray.jobs.allotment import Node
 from glmae_ray.jobs.asking import Answer, ask
-from glmae_ray.jobs.doctor_nodes import at
+from glmae_ray.jobs.doctor_nodes import at, counted
 from glmae_ray.jobs.findings import Finding
 from glmae_ray.jobs.shared_folders import FILES, content, not_shared
 from glmae_ray.paths import Place, publish, read_file, to_place
@@ -39,12 +39,45 @@ def check_storage(
     """
     try:
         if cfg.store and (here := _seen(file := to_place(cfg.store) / FILES["store"])):
-            answers = ask(nodes, ray.remote(_read), str(file), timeout_s=timeout_s)
-            yield from _lines("store", file.parent, here, nodes, answers, did="read")
+            answers = _answers(nodes, _read, str(file), timeout_s=timeout_s)
+            yield from judge_place("store", file.parent, answers, here=here, done="read")
         if cfg.run:
             yield from _check_run(to_place(cfg.run), nodes, timeout_s)
     except UserError as error:
         yield from (Finding("reason", line) for line in error.lines)
+
+
+def judge_place(
+    name: str, place: Place, answers: Mapping[str, Answer], *, here: str, done: str
+) -> Iterator[Finding]:
+    """What nodes saw of a place, and what they could not do there.
+
+    Args:
+        name: Field of the config.
+        place: That it names.
+        answers: Address of a node -> what it saw, and what kept it from looking.
+        here: What this process sees.
+        done: What they tried, as a participle.
+    """
+    blind, troubled = [], dict[str, list[str]]()
+    for address, answer in answers.items():
+        seen, trouble = answer.value or ("", answer.trouble)
+        if trouble:
+            troubled.setdefault(trouble, []).append(address)
+        elif seen != here:
+            blind.append(address)
+    if blind and isinstance(place, Path):
+        yield Finding("reason", not_shared(name, place, blind))
+    elif blind:
+        line = f"{name}: {place} is not from {at(blind)} what it is from here; "
+        yield Finding("reason", f"{line}give all nodes the same AWS_ENDPOINT_URL")
+    for trouble, addresses in troubled.items():
+        line = f"{name}: {place} cannot be {done} from {at(addresses)}: {trouble}"
+        yield Finding("reason", line)
+    if not (blind or troubled):
+        yield Finding(
+            "fact", f"{name}: {place} can be {done} from {counted(answers)}, as from here"
+        )
 
 
 def _check_run(run: Place, nodes: Sequence[Node], timeout_s: float) -> Iterator[Finding]:
@@ -54,43 +87,23 @@ def _check_run(run: Place, nodes: Sequence[Node], timeout_s: float) -> Iterator[
     mark = folder / f"{_NAME}{uuid4().hex}"
     try:
         publish(mark, mark.name)
-        here = _seen(mark)
-        answers = ask(nodes, ray.remote(_read_and_write), str(mark), here, timeout_s=timeout_s)
-        _remove(mark)
     except OSError as error:
-        line = f"run: {run} cannot be written here ({_reason(error)}); give one that this user may"
-        yield Finding("reason", line)
+        yield Finding("reason", f"run: {run} cannot be written from here: {_reason(error)}")
         return
-    yield from _lines("run", run, here, nodes, answers, did="read and write")
+    try:
+        here = _seen(mark)
+        answers = _answers(nodes, _read_and_write, str(mark), here, timeout_s=timeout_s)
+    finally:
+        _remove(mark)
+    yield from judge_place("run", run, answers, here=here, done="read and written")
 
 
-def _lines(
-    name: str,
-    place: Place,
-    here: str,
-    nodes: Sequence[Node],
-    answers: Sequence[Answer],
-    *,
-    did: str,
-) -> Iterator[Finding]:
-    """What nodes saw of a place, and what they could not do there."""
-    blind, troubled = [], dict[str, list[str]]()
-    for node, answer in zip(nodes, answers, strict=True):
-        seen, trouble = answer.value or ("", answer.trouble)
-        if trouble:
-            troubled.setdefault(trouble, []).append(node["NodeManagerAddress"])
-        elif seen != here:
-            blind.append(node["NodeManagerAddress"])
-    if blind and isinstance(place, Path):
-        yield Finding("reason", not_shared(name, place, blind))
-    elif blind:
-        line = f"{name}: {place} is not from {at(blind)} what it is from here; "
-        yield Finding("reason", f"{line}give all nodes the same AWS_ENDPOINT_URL")
-    for trouble, addresses in troubled.items():
-        line = f"{name}: {at(addresses)} cannot {did} {place}: {trouble}"
-        yield Finding("reason", line)
-    if not (blind or troubled):
-        yield Finding("fact", f"{name}: all {len(nodes)} nodes {did} {place} as it is here")
+def _answers(
+    nodes: Sequence[Node], task: Callable[..., tuple[str, str]], *args: str, timeout_s: float
+) -> dict[str, Answer]:
+    answers = ask(nodes, ray.remote(task), *args, timeout_s=timeout_s)
+    addresses = [str(node["NodeManagerAddress"]) for node in nodes]
+    return dict(zip(addresses, answers, strict=True))
 
 
 def _read(file: str) -> tuple[str, str]:
@@ -132,4 +145,7 @@ def _remove(file: Place) -> None:
 
 def _reason(error: Exception) -> str:
     """What went wrong, without the name of a file that nobody knows."""
-    return getattr(error, "strerror", None) or str(error)
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, PermissionError):
+        return f"{reason}; let the user who runs this there, or name another place"
+    return reason

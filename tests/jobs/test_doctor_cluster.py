@@ -31,8 +31,9 @@ def test_a_cluster_on_which_the_run_could_start(local_ray, store, bucket, tmp_pa
         assert main(["doctor", *words, f"run={run}", "--json"]) == 0
         facts = json.loads(capsys.readouterr().out)
         assert facts["reasons"] == []
-        assert f"run: all 1 nodes read and write {run} as it is here" in facts["facts"]
-        assert f"store: all 1 nodes read {store} as it is here" in facts["facts"]
+        tail = "from 1 node, as from here"
+        assert f"run: {run} can be read and written {tail}" in facts["facts"]
+        assert f"store: {store} can be read {tail}" in facts["facts"]
         assert any(line.startswith("views: ") for line in facts["facts"])
     (node,) = facts["cluster"]["nodes"]
     assert (node["cpus"], node["trouble"]) == (4, "")

@@ -11,6 +11,7 @@ import pytest
 
 from glmae_ray.jobs import node_look
 from glmae_ray.jobs.doctor_nodes import Look, NodeFacts, judge
+from glmae_ray.paths import to_place
 
 GB = 10**9
 VERSIONS = {
@@ -141,6 +142,39 @@ def test_a_cluster_without_a_token_is_told_where_others_reach_it():
     assert "RAY_AUTH_MODE=token" in line
     alone = replace(node(1, token=False), address="127.0.0.1")
     assert said(alone)[0]["advice"] == []
+
+
+def test_what_nodes_see_of_a_place_and_cannot_do_there(tmp_path):
+    from glmae_ray.jobs.asking import Answer
+    from glmae_ray.jobs.doctor_storage import judge_place
+
+    answers = {
+        "10.0.0.1": Answer(("x", "")),
+        "10.0.0.2": Answer(("", "")),
+        "10.0.0.3": Answer(("x", "Permission denied")),
+        "10.0.0.4": Answer(None, "no answer within 60 s"),
+    }
+
+    def lines(place, answers):
+        found = judge_place("run", place, answers, here="x", done="read and written")
+        return [(finding.kind, finding.line) for finding in found]
+
+    start = f"run: {tmp_path} cannot be read and written from"
+    assert lines(tmp_path, answers) == [
+        (
+            "reason",
+            f"run: {tmp_path} is not the same folder on 10.0.0.2 as here; give one on a disk that "
+            "all nodes share, or s3://BUCKET/FOLDER",
+        ),
+        ("reason", f"{start} 10.0.0.3: Permission denied"),
+        ("reason", f"{start} 10.0.0.4: no answer within 60 s"),
+    ]
+    ((kind, line),) = lines(to_place("s3://bucket/run"), {"10.0.0.2": Answer(("", ""))})
+    assert kind == "reason"
+    assert line.endswith("give all nodes the same AWS_ENDPOINT_URL")
+    assert lines(tmp_path, {"10.0.0.1": answers["10.0.0.1"]}) == [
+        ("fact", f"run: {tmp_path} can be read and written from 1 node, as from here")
+    ]
 
 
 def test_a_node_without_this_project_can_say_so(tmp_path):
