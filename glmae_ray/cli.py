@@ -32,7 +32,10 @@ VERBS: dict[str, tuple[type[JobConfig], str]] = {
     "evaluate": (EvaluateConfig, "a finetuned run against the labels of a split of a store"),
     "predict": (PredictConfig, "label maps (out=...) of scans (source=... or store=...)"),
     "export": (ExportConfig, "an encoder or a finetuned run as files for others (out=...)"),
-    "doctor": (DoctorConfig, "what a pre-training run would cost, and whether it can start here"),
+    "doctor": (
+        DoctorConfig,
+        "whether a pre-training run can start, here or on a cluster; what it costs",
+    ),
 }
 # What a verb prints, not what it does: no field of its config.
 _JSON = {"json": "print one JSON object instead of text"}

@@ -148,18 +148,18 @@ class PretrainConfig(TrainConfig):
 
 
 class DoctorConfig(PretrainConfig):
-    """`glmae doctor`: what a pre-training run would cost, and whether it could start here."""
+    """`glmae doctor`: what a pre-training run would cost, and whether it could start."""
 
     store: str = ""
     run: str = ""
-    # Stand-ins: a run states its own, and without any field nothing is asked about a run.
+    # Stand-ins: a run states its own, and without a field of one nothing is asked about it.
     steps: PositiveInt = 1
     global_batch: PositiveInt = 1
 
     @property
     def asks(self) -> bool:
-        """Whether a run was described at all."""
-        return bool(self.model_fields_set)
+        """Whether a run was described at all, and not only a Ray."""
+        return bool(self.model_fields_set - {"ray"})
 
     def rules(self) -> Iterator[Problem]:
         """As those of the run, which has to state its steps and its batch."""

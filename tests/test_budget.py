@@ -95,6 +95,16 @@ def test_makers_do_not_share_a_cpu_of_two_nodes():
             "no node has {'views': 1.0} and 1 CPU to make views",
         ),
         (["resources.gpu=true"], [node(8)], "1 need a GPU each; the cluster has 0"),
+        (
+            ["resources.workers=2", "resources.cpus_per_worker=3"],
+            [node(2)] * 5,
+            "2 at 3 CPU each, but the nodes, each by itself, have room for 0",
+        ),
+        (
+            ["resources.workers=4"],
+            [node(1, gpus=4), node(8)],
+            "4 at 1 CPU and a GPU each, but the nodes, each by itself, have room for 1",
+        ),
     ],
 )
 def test_a_cluster_that_could_never_make_views_is_refused_unless_it_grows(words, nodes, line):

@@ -60,6 +60,13 @@ def allot(cfg: TrainConfig, nodes: Sequence[Node]) -> Allotment:
     need = budget(cfg, cpus=left, cpus_per_worker=0) if left > 0 else None
     if (need is None or need.makers == 0) and not waits:
         raise UserError(_no_maker(cfg, each, cpus, chosen))
+    room = sum(seats(node, each, gpu=gpu) for node in nodes)
+    if room < workers and not waits:
+        kind = " and a GPU" if gpu else ""
+        raise UserError(
+            f"resources.workers: {workers} at {each:g} CPU{kind} each, but the nodes, each by "
+            f"itself, have room for {room}; lower resources.cpus_per_worker"
+        )
     places = sum(_places(node, cfg) for node in chosen)
     cpus_left = max(cpus_per_maker(cfg), min(left, places * cpus_per_maker(cfg)))
     plan = budget(cfg, cpus=cpus_left + workers * each, cpus_per_worker=each)
@@ -70,6 +77,19 @@ def allot(cfg: TrainConfig, nodes: Sequence[Node]) -> Allotment:
     if probe_cpus == 0:
         lines.append("probe: no CPU of its own; it shares those of workers and makers, after them")
     return Allotment(gpu, each, plan, tuple(lines), probe_cpus)
+
+
+def seats(node: Node, each: float, *, gpu: bool) -> int:
+    """How many workers find room on a node.
+
+    Args:
+        node: One of the cluster.
+        each: CPUs of a worker.
+        gpu: Whether it takes a GPU.
+    """
+    cpus, gpus = (node["Resources"].get(name, 0.0) for name in ("CPU", "GPU"))
+    room = int(cpus / each + 1e-9)
+    return min(room, int(gpus)) if gpu else room
 
 
 def _probe_cpus(cfg: PretrainConfig, each: float, nodes: Sequence[Node]) -> float:

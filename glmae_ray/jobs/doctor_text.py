@@ -8,6 +8,7 @@ from typing import Any
 from glmae_ray.jobs.text import in_bytes, named, table, times, wrapped
 
 _UNITS = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_MARK = 9  # columns of what a line is
 _MEANINGS = {
     "weights": "float32",
     "gradients": "",
@@ -37,29 +38,57 @@ def machine_lines(facts: Mapping[str, Any]) -> str:
 
 
 def run_lines(facts: Mapping[str, Any]) -> str:
-    """Text of what `cost_facts` gives, and of what was found."""
+    """Text of what `cost_facts` gives."""
     batch, engine = facts["batch"], facts["engine"]
     title = (
         f"memory of each device at a micro-batch of {batch['micro_batch']}, "
         f"{engine['precision']}, ZeRO {engine['zero_stage']}"
     )
-    lines = [
-        *named("steps", f"{facts['steps']:,}"),
-        *named("step", _step(batch)),
-        "",
-        *_parameters(facts["parameters"]),
-        "",
-        *_views(facts["views"]),
-        "",
-        *_operations(facts["flops"]),
-        "",
-        title,
-        *_memory(facts["memory"]),
+    return "\n".join(
+        [
+            *named("steps", f"{facts['steps']:,}"),
+            *named("step", _step(batch)),
+            "",
+            *_parameters(facts["parameters"]),
+            "",
+            *_views(facts["views"]),
+            "",
+            *_operations(facts["flops"]),
+            "",
+            title,
+            *_memory(facts["memory"]),
+        ]
+    )
+
+
+def cluster_lines(cluster: Mapping[str, Any]) -> str:
+    """Text of an address and nodes, as JSON has them."""
+    heads = ["node", "CPUs", "GPUs", "memory", "object store", "spill space", "clock", "labels"]
+    rows = [heads, *(_node(node) for node in cluster["nodes"])]
+    return "\n".join([*named("cluster", cluster["address"]), *(table(rows) if rows[1:] else [])])
+
+
+def _node(node: Mapping[str, Any]) -> list[str]:
+    """The row of a node; what it did not tell is a dash."""
+    look, ahead_s = node["look"], node["ahead_s"]
+    return [
+        node["address"],
+        f"{node['cpus']:g}",
+        f"{node['gpus']:g}",
+        in_bytes(node["memory"]),
+        in_bytes(node["object_store"]),
+        "-" if look is None else in_bytes(look["spill_free"]),
+        "-" if ahead_s is None else f"{ahead_s:+.2f} s",
+        " ".join(f"{name}={value}" for name, value in node["labels"].items()) or "-",
     ]
-    for block in (facts["facts"], facts["advice"]):
-        lines += [""] * bool(block)
+
+
+def found_lines(facts: Mapping[str, Any]) -> str:
+    """Text of what was found; reasons are told elsewhere."""
+    lines = []
+    for mark, block in (("ok", facts["facts"]), ("warning", facts["advice"])):
         for line in block:
-            lines += wrapped("", line, hang=2)
+            lines += wrapped(f"{mark:{_MARK}}", line, hang=_MARK)
     return "\n".join(lines)
 
 

@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 import psutil
 
 # Whose versions a run writes down and `glmae doctor` prints.
-PACKAGES = ("glmae-ray", "torch", "ray", "deepspeed", "zarr", "tensorstore", "pyarrow", "monai")
+PACKAGES = (
+    *("glmae-ray", "torch", "ray", "deepspeed", "zarr", "tensorstore", "pyarrow", "numpy"),
+    "monai",
+)
 
 # Ray's own share of what memory is free, kept for objects; the rest is for tasks.
 _OBJECT_STORE_SHARE = 0.3

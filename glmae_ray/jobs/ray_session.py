@@ -22,7 +22,7 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
     """Have Ray inside; a Ray that was already there stays, one that was started here stops.
 
     Raises:
-        UserError: The named cluster does not answer.
+        UserError: The named cluster does not answer, or does not let us in.
     """
     # Hospital machines call nobody. Ray reads these when it is imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -44,6 +44,7 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
 
 def _join(address: str) -> None:
     import ray
+    from ray.exceptions import AuthenticationError
 
     try:
         _knock(address)
@@ -51,6 +52,10 @@ def _join(address: str) -> None:
     except OSError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"ray.address: {address} does not answer ({reason})") from None
+    except (AuthenticationError, RuntimeError) as error:
+        # Of RuntimeError: another version of Ray or Python there, no node of it on this machine.
+        reason = " ".join(str(error).split())
+        raise UserError(f"ray.address: {address} cannot be joined ({reason})") from None
 
 
 def _knock(address: str) -> None:

@@ -26,7 +26,8 @@ from ray.tune.schedulers import (
 from glmae_ray.config_search import SearchConfig, Tree
 from glmae_ray.jobs.concurrency import Room
 from glmae_ray.jobs.stopping import ask_to_stop, fit_or_stop, stop_requested
-from glmae_ray.jobs.training import last_line, storage
+from glmae_ray.jobs.text import last_line
+from glmae_ray.jobs.training import storage
 from glmae_ray.jobs.trials import (
     Trial,
     ended,

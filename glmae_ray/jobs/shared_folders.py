@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from glmae_ray.errors import UserError
 from glmae_ray.jobs.allotment import Node
+from glmae_ray.jobs.asking import ask
 from glmae_ray.paths import Place
 
 FILES = {"store": "index.parquet", "run": "config.json"}  # that are in a folder from the start
@@ -33,40 +31,38 @@ def check_shared(folders: dict[str, Place], nodes: Sequence[Node]) -> None:
     if not local or len(nodes) == 1:
         return
     files = [place / FILES[name] for name, place in local.items()]
-    there = _ask([node for node in nodes if node["Resources"].get("CPU")], files)
+    asked = [node for node in nodes if node["Resources"].get("CPU")]
+    # Those that answer nothing have just gone.
+    there = {
+        node["NodeManagerAddress"]: answer.value
+        for node, answer in zip(asked, ask(asked, ray.remote(_contents), files), strict=True)
+        if not answer.trouble
+    }
     lines = []
     for number, ((name, place), here) in enumerate(
         zip(local.items(), _contents(files), strict=True)
     ):
         if blind := [address for address, seen in there.items() if seen[number] != here]:
-            lines.append(
-                f"{name}: {place} is not the same folder on {', '.join(sorted(blind))} as here; "
-                "give one on a disk that all nodes share, or s3://BUCKET/FOLDER"
-            )
+            lines.append(not_shared(name, place, blind))
     if lines:
         raise UserError(*lines)
 
 
-def _ask(nodes: Sequence[Node], files: Sequence[Path]) -> dict[str, list[str]]:
-    """Address of a node -> what it reads; without nodes that have just gone."""
-    task, asked = ray.remote(_contents), {}
-    for node in nodes:
-        place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        reply = task.options(num_cpus=0, scheduling_strategy=place).remote(files)
-        asked[node["NodeManagerAddress"]] = reply
-    answers = {}
-    for address, reply in asked.items():
-        with suppress(RayError):
-            answers[address] = ray.get(reply)
-    return answers
+def not_shared(name: str, place: Place, blind: Sequence[str]) -> str:
+    """The line about a folder that is another one on some nodes."""
+    return (
+        f"{name}: {place} is not the same folder on {', '.join(sorted(blind))} as here; "
+        "give one on a disk that all nodes share, or s3://BUCKET/FOLDER"
+    )
 
 
 def _contents(files: Sequence[Path]) -> list[str]:
     """What tells whether files are the same; empty for one that is not there."""
-    return [_content(file) for file in files]
+    return [content(file) for file in files]
 
 
-def _content(file: Path) -> str:
+def content(file: Path) -> str:
+    """What tells whether a file is the same; empty for one that is not there."""
     try:
         with file.open("rb") as opened:  # opened: NFS may remember of what is only looked at
             start = hashlib.sha256(opened.read(_HEAD_BYTES)).hexdigest()

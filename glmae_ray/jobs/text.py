@@ -1,4 +1,4 @@
-"""Text for people: columns that line up, names with a margin, lines of 100 characters, sizes."""
+"""Text for people: columns that line up, lines of 100 characters, sizes, what an error says."""
 
 from __future__ import annotations
 
@@ -49,3 +49,9 @@ def in_bytes(size: float) -> str:
         if size >= unit:
             return f"{size / unit:.2f} {name}"
     return f"{size:.0f} B"
+
+
+def last_line(error: BaseException) -> str:
+    """What an error says in the end, also one of Ray's with a traceback as its text."""
+    lines = str(error).strip().splitlines() or [repr(error)]
+    return lines[-1].strip()

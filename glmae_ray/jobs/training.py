@@ -21,6 +21,7 @@ from glmae_ray.jobs.profiles import PROFILES, Profile
 from glmae_ray.jobs.rendezvous import torch_config
 from glmae_ray.jobs.sittings import last_start
 from glmae_ray.jobs.stopping import fit_or_stop
+from glmae_ray.jobs.text import last_line
 from glmae_ray.paths import to_place
 from glmae_ray.pipeline import PlannedDataConfig, PlannedShards
 from glmae_ray.reading import Maker
@@ -133,9 +134,3 @@ def _reason(error: ray.train.TrainingFailedError) -> str:
     # Of ranks that wait for one that is gone gloo and NCCL say so, in a line of theirs.
     rank = min(said, key=lambda rank: (any(word in said[rank] for word in _MISSED), rank))
     return f"rank {rank}: {said[rank]}"
-
-
-def last_line(error: BaseException) -> str:
-    """What an error says in the end, also one of Ray's with a traceback as its text."""
-    lines = str(error).strip().splitlines() or [repr(error)]
-    return lines[-1].strip()

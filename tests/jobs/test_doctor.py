@@ -98,7 +98,6 @@ def test_a_run_states_its_steps_and_its_batch(capsys):
         (["engine.precision=fp16"], "engine.precision: fp16 needs GPUs"),
         (["resources.gpu=true"], "resources.workers: 1 need a GPU each; the cluster has 0"),
         (["resources.workers=4", "resources.cpus_per_worker=2"], "are 9 CPUs; the cluster has 8"),
-        (["run=s3://bucket/run"], "run: s3://bucket/run is a URL"),
         (["store=nowhere"], "nowhere"),
     ],
 )
@@ -112,9 +111,21 @@ def test_a_run_that_could_not_start_ends_with_2_and_the_reason(words, line, caps
 
 
 def test_the_run_of_a_cluster_is_not_judged_by_this_machine(capsys):
-    words = ["engine.precision=fp16", "resources.workers=4", "ray.address=head:6379"]
-    assert main(["doctor", *RUN, *words]) == 0
-    assert "the run joins head:6379" in capsys.readouterr().out
+    nobody = "127.0.0.1:1"
+    words = ["engine.precision=fp16", "resources.workers=4", f"ray.address={nobody}"]
+    assert main(["doctor", *RUN, *words]) == 2
+    printed = capsys.readouterr()
+    (reason,) = printed.err.splitlines()
+    assert reason.startswith(f"glmae doctor: ray.address: {nobody} does not answer (")
+    assert "a sample" in printed.out
+
+
+def test_a_cluster_is_asked_about_without_a_run(capsys):
+    assert main(["doctor", "ray.address=127.0.0.1:1"]) == 2
+    printed = capsys.readouterr()
+    assert "ray.address: 127.0.0.1:1 does not answer" in printed.err
+    assert "CPUs            8" in printed.out
+    assert "a sample" not in printed.out
 
 
 @pytest.mark.parametrize(
