@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # cluster/local.sh start [NODES] | stop: a head and NODES (2) nodes on this machine, to try what a cluster does.
-# Each node has an address of its own (127.0.0.N), so that Ray takes it for a machine. Only this machine reaches them.
+# Each node has an address of its own (127.0.0.N), so that Ray takes it for a machine. They take a token, as Ray listens for them on other addresses too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${GLMAE_LOCAL:-/tmp/glmae-local-$(id -u)}  # short: Ray's sockets lie in it
