@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -48,7 +50,8 @@ def look_at_cluster(cfg: DoctorConfig, address: str) -> Cluster:
         address: By which it is joined.
     """
     try:
-        with ray_session(cfg.ray):
+        # Ray prints here what its nodes log; what is printed as JSON has to stay JSON.
+        with redirect_stdout(sys.stderr), ray_session(cfg.ray):
             alive = sorted(nodes_alive(), key=lambda node: str(node["NodeManagerAddress"]))
             nodes = tuple(_look_at(alive))
             findings = list(

@@ -48,14 +48,17 @@ def _join(address: str) -> None:
 
     try:
         _knock(address)
-        ray.init(address=address, logging_level=logging.WARNING)
     except OSError as error:
+        raise UserError(f"ray.address: {address} does not answer ({error})") from None
+    try:
+        ray.init(address=address, logging_level=logging.WARNING)
+    except (OSError, RuntimeError, AuthenticationError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"ray.address: {address} does not answer ({reason})") from None
-    except (AuthenticationError, RuntimeError) as error:
-        # Of RuntimeError: another version of Ray or Python there, no node of it on this machine.
-        reason = " ".join(str(error).split())
-        raise UserError(f"ray.address: {address} cannot be joined ({reason})") from None
+        raise UserError(
+            f"ray.address: {address} cannot be joined ({reason}); it takes a node of that cluster "
+            "on this machine, the same Ray and Python, and its token (RAY_AUTH_MODE=token, "
+            "RAY_AUTH_TOKEN or ~/.ray/auth_token)"
+        ) from None
 
 
 def _knock(address: str) -> None:

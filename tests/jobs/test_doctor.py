@@ -110,22 +110,17 @@ def test_a_run_that_could_not_start_ends_with_2_and_the_reason(words, line, caps
     assert "a sample" in printed.out
 
 
-def test_the_run_of_a_cluster_is_not_judged_by_this_machine(capsys):
-    nobody = "127.0.0.1:1"
-    words = ["engine.precision=fp16", "resources.workers=4", f"ray.address={nobody}"]
-    assert main(["doctor", *RUN, *words]) == 2
-    printed = capsys.readouterr()
-    (reason,) = printed.err.splitlines()
-    assert reason.startswith(f"glmae doctor: ray.address: {nobody} does not answer (")
-    assert "a sample" in printed.out
-
-
-def test_a_cluster_is_asked_about_without_a_run(capsys):
-    assert main(["doctor", "ray.address=127.0.0.1:1"]) == 2
-    printed = capsys.readouterr()
-    assert "ray.address: 127.0.0.1:1 does not answer" in printed.err
-    assert "CPUs            8" in printed.out
-    assert "a sample" not in printed.out
+@pytest.mark.parametrize("words", [[*RUN, "engine.precision=fp16"], []])
+def test_a_cluster_that_does_not_answer_is_the_only_reason(words):
+    # A process of its own: the Ray of other tests may live in this one.
+    line = [sys.executable, "-m", "glmae_ray.cli", "doctor", *words, "ray.address=127.0.0.1:1"]
+    done = subprocess.run([*line, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (reason,) = done.stderr.splitlines()
+    assert reason.startswith("glmae doctor: ray.address: 127.0.0.1:1 does not answer (")
+    facts = json.loads(done.stdout)
+    assert facts["cluster"] == {"address": "127.0.0.1:1", "nodes": []}
+    assert ("flops" in facts, "cpus" in facts) == (bool(words), not words)
 
 
 @pytest.mark.parametrize(

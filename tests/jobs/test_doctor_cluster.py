@@ -80,6 +80,7 @@ def test_a_folder_that_a_node_does_not_see_a_run_that_is_too_large_a_silent_node
     assert "authentication: none on" in done.stdout
     assert {place.name for place in disk.iterdir()} == {"store"}
     assert silent.returncode == 2, silent.stderr
+    assert silent.stdout.startswith("{"), silent.stdout
     facts = json.loads(silent.stdout)
     (reason,) = facts["reasons"]
     assert reason.startswith(f"{frozen.address}: no answer within 60 s, though Ray counts it")
