@@ -25,6 +25,8 @@ from tests.test_engine_and_loop import (
     share_all_weights,
 )
 
+pytestmark = pytest.mark.slow
+
 RUN = ["steps=12", "global_batch=6", "optim.base_lr=0.1", "optim.warmup_steps=1"]
 STAGES = ["0", "1", "2", "3"]
 
@@ -191,7 +193,6 @@ def test_without_what_another_number_of_workers_needs_nothing_is_loaded(run, leg
     assert legs["fewer"][stage]["refused"].startswith(f"{made}: not there")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_reduced_precision_changes_its_number_of_workers_too(tmp_path, precision):
     word = f"engine.precision={precision}"

@@ -96,6 +96,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_gives_the_same_losses(
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_is_that_of_init(store, local_ray, tmp_path):
     torch.manual_seed(3)
     encoder = Encoder(**SHAPE)

@@ -120,6 +120,7 @@ def test_modality_and_channels_have_to_be_those_of_the_run(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "a.json").read_text())["modality"] == "MR"
 
 
+@pytest.mark.slow
 def test_cases_of_a_store_get_label_maps_on_the_grid_of_their_files(
     run, small_store, tmp_path, capsys
 ):

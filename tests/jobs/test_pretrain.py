@@ -287,6 +287,7 @@ def test_a_run_is_not_continued_with_what_would_change_it(
     assert "is not a run folder and not empty" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_its_last_checkpoint_and_its_end_is_finished(
     finished_run, small_store, tmp_path
 ):
@@ -309,6 +310,7 @@ def test_a_store_that_changed_under_a_run_is_refused(finished_run, small_store, 
     assert "its fingerprint was ffffffffffff" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_collapse_is_told_on_the_terminal_and_in_the_events(small_store, tmp_path, capsys):
     flat = ("loss.student_temperature=100", "loss.teacher_temperature=[100,100]")
     short = ("steps=4", "validation.every_steps=4", "save.every_steps=4")

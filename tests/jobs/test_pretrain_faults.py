@@ -62,6 +62,7 @@ def test_a_run_goes_on_without_a_case_that_cannot_be_read(damaged, tmp_path, cap
     assert "MB a micro-batch" in captured.out
 
 
+@pytest.mark.slow
 def test_a_run_that_may_not_skip_ends_with_the_name_of_the_case(damaged, tmp_path, capsys):
     (store, case), run = damaged, tmp_path / "run"
     assert main(words(store, run)) == 1

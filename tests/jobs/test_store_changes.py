@@ -78,6 +78,7 @@ def test_a_changed_store_is_refused_with_both_fingerprints_and_the_way_out(
     assert read_events(run) == []
 
 
+@pytest.mark.slow
 def test_a_change_that_is_accepted_is_told_recorded_and_trained_on(
     finished_run, grown_store, tmp_path, capsys
 ):

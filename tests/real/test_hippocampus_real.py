@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 
 from glmae_ray.cli import main
 from glmae_ray.config_loading import shipped
-from tests.jobs.conftest import local_ray
-
-__all__ = ["local_ray"]
 
 pytestmark = [
     pytest.mark.real,

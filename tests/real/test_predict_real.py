@@ -13,10 +13,7 @@ import pydicom
 import pytest
 
 from glmae_ray.cli import main
-from tests.jobs.conftest import cases_here, local_ray, s3_server
 from tests.jobs.segmenters import write_segmenter
-
-__all__ = ["cases_here", "local_ray", "s3_server"]
 
 pytestmark = [pytest.mark.real, pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
