@@ -44,9 +44,10 @@ CLUSTER = {
     "head_node_type": "ray.head.default",
     "available_node_types": {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-        "trains": {"resources": {"CPU": 1, "trains": 1}, "node_config": {}, "max_workers": 3},
+        # Worker by worker the autoscaler takes nodes that are full with one.
+        "trains": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 3},
         "makes": {
-            "resources": {"CPU": 1},
+            "resources": {"CPU": 2},
             "labels": {"pool": "cpu"},
             "node_config": {},
             "max_workers": 1,
@@ -88,14 +89,12 @@ def test_a_cluster_grows_from_its_head_for_a_run_and_shrinks_after_it(machine, s
     join = {"RAY_ADDRESS": ADDRESS, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
     driver = machine.start("glmae", "pretrain", *words, env=join, log=log)
     wait_until(lambda: bool(workers_of(run)) and workers_of(run)[-1] == 3, timeout_s=900)
-    grown_s, most = time.monotonic() - began, nodes(machine)
-    assert most == 5  # three that train, one that makes views, the head
+    wait_until(lambda: nodes(machine) == 5)  # three that train, one that makes views, the head
+    grown_s = time.monotonic() - began
     assert driver.wait(1200) == 0, log.read_text()[-3000:]
     ended = time.monotonic()
     wait_until(lambda: nodes(machine) == 1, timeout_s=300)
-    print(
-        f"1 -> {most} nodes after {grown_s:.0f} s, back {time.monotonic() - ended:.0f} s after it"
-    )
+    print(f"1 -> 5 nodes after {grown_s:.0f} s, back {time.monotonic() - ended:.0f} s after it")
     print(workers_of(run), rates(run))
     assert workers_of(run)[-1] == 3
     assert [r["step"] for r in read_metrics(run) if "loss" in r] == list(range(1, 601))
