@@ -43,6 +43,7 @@ class OperatorMetrics:
         verb = "pretrain" if isinstance(cfg, PretrainConfig) else "finetune"
         self._tags = {"verb": verb, "run": to_place(cfg.run).name, "rank": str(rank)}
         self._cfg, self._leads = cfg, rank == 0
+        self._shown: dict[Gauge, float] = {}
         self._samples = self._of_run(Counter, "samples_total", "Samples that steps consumed.")
         self._skipped = self._of_run(
             Counter, "skipped_samples_total", "Samples of steps with a number that is not finite."
@@ -74,7 +75,7 @@ class OperatorMetrics:
     def begin(self, sitting: int) -> None:
         """The workers have started; the first sitting of a run is 0."""
         if self._leads:
-            self._planned.set(self._cfg.steps)
+            self._show(self._planned, self._cfg.steps)
             if sitting:
                 self._restarts.inc()
 
@@ -82,14 +83,14 @@ class OperatorMetrics:
         """A step is done; waits for no device."""
         if self._leads:
             self._samples.inc(self._cfg.global_batch)
-            self._step.set(info.step)
+            self._show(self._step, info.step)
         self._step_s.inc(info.step_s)
         self._wait_s.inc(info.wait_s)
         self._step_times.observe(info.step_s)
 
     def logged(self, record: Record) -> None:
         """Rank 0 has written a record of steps."""
-        self._loss.set(record["loss"])
+        self._show(self._loss, record["loss"])
         if skipped := record["skipped_steps"]:
             self._skipped.inc(skipped * self._cfg.global_batch)
 
@@ -98,7 +99,13 @@ class OperatorMetrics:
         if self._leads:
             self._saves.inc()
             self._held_s.inc(saved.held_s)
-            self._written_s.set(saved.written_s)
+            self._show(self._written_s, saved.written_s)
+
+    def _show(self, gauge: Gauge, value: float) -> None:
+        """Have a gauge say something; again at each step, as Ray forgets what is not said again."""
+        self._shown[gauge] = value
+        for known, newest in self._shown.items():
+            known.set(newest)
 
     def event(self, kind: str) -> None:
         """Something was told."""
