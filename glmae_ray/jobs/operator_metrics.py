@@ -99,7 +99,8 @@ class OperatorMetrics:
         if self._leads:
             self._saves.inc()
             self._held_s.inc(saved.held_s)
-            self._show(self._written_s, saved.written_s)
+            if saved.written_s is not None:
+                self._show(self._written_s, saved.written_s)
 
     def _show(self, gauge: Gauge, value: float) -> None:
         """Have a gauge say something; again at each step, as Ray forgets what is not said again."""
