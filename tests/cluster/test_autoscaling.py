@@ -16,6 +16,7 @@ from tests.cluster.machine import ROOT, Machine, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
+STEPS = 300
 ADDRESS = "127.0.0.1:6379"
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 # `ray up` fills these in, `ray start` does not; its nodes need no setting up.
@@ -44,10 +45,10 @@ CLUSTER = {
     "head_node_type": "ray.head.default",
     "available_node_types": {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-        # Worker by worker the autoscaler takes nodes that are full with one.
-        "trains": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 3},
+        "trains": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 3},
+        # Too small for a worker, which would take the CPU that views need.
         "makes": {
-            "resources": {"CPU": 2},
+            "resources": {"CPU": 1},
             "labels": {"pool": "cpu"},
             "node_config": {},
             "max_workers": 1,
@@ -78,13 +79,10 @@ def test_a_cluster_grows_from_its_head_for_a_run_and_shrinks_after_it(machine, s
     wait_until(lambda: nodes(machine) == 1)  # `ray start` does not wait for it
 
     run, log = tmp_path / "run", tmp_path / "log"
-    words = [f"store={store}", f"run={run}", *WORDS, "steps=600", "engine.micro_batch=1"]
+    words = [f"store={store}", f"run={run}", *WORDS, f"steps={STEPS}", "engine.micro_batch=1"]
     words += ["resources.workers=[1,3]", "resources.autoscales=true", "resources.resize_s=5"]
-    words += [
-        "resources.cpus_per_worker=1",
-        "pipeline.labels.pool=cpu",
-        "resources.profile=cluster",
-    ]
+    words += ["resources.cpus_per_worker=2", "pipeline.labels.pool=cpu"]
+    words += ["resources.profile=cluster"]
     began = time.monotonic()
     join = {"RAY_ADDRESS": ADDRESS, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
     driver = machine.start("glmae", "pretrain", *words, env=join, log=log)
@@ -97,7 +95,7 @@ def test_a_cluster_grows_from_its_head_for_a_run_and_shrinks_after_it(machine, s
     print(f"1 -> 5 nodes after {grown_s:.0f} s, back {time.monotonic() - ended:.0f} s after it")
     print(workers_of(run), rates(run))
     assert workers_of(run)[-1] == 3
-    assert [r["step"] for r in read_metrics(run) if "loss" in r] == list(range(1, 601))
+    assert [r["step"] for r in read_metrics(run) if "loss" in r] == list(range(1, STEPS + 1))
     assert machine.run("ray", "stop").returncode == 0
 
 
