@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import ray
@@ -90,8 +90,18 @@ def unknown_fields(node: Spec, known: set[str], where: str) -> Iterator[str]:
     """Fields that the operator would drop without a word."""
     for name in node:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            yield f"{where}: KubeRay has no field {name}{f'; {near[0]}?' if near else ''}"
+            yield f"{where}: KubeRay has no field {name}{_meant(name, known)}"
+
+
+def option_mistakes(name: str) -> Iterator[str]:
+    """Whether `ray start` has an option, given without its dashes."""
+    if name not in START_OPTIONS:
+        yield f"ray start has no --{name}{_meant(name, START_OPTIONS, dashes='--')}"
+
+
+def _meant(name: str, known: Collection[str], *, dashes: str = "") -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; {dashes}{near[0]}?" if near else ""
 
 
 def _version_mistakes(spec: Spec) -> Iterator[str]:
@@ -136,9 +146,7 @@ def _group_mistakes(group: Group, spec: Spec, manifest: Manifest) -> Iterator[st
 def _start_mistakes(group: Group) -> Iterator[str]:
     params = group.spec.get("rayStartParams") or {}
     for name, value in params.items():
-        if name not in START_OPTIONS:
-            near = difflib.get_close_matches(name, START_OPTIONS, n=1)
-            yield f"rayStartParams: ray start has no --{name}{f'; --{near[0]}?' if near else ''}"
+        yield from (f"rayStartParams: {line}" for line in option_mistakes(name))
         if not isinstance(value, str):
             yield f'rayStartParams: {name}: {value!r} has to be a text: "{value}"'
     if "labels" in params:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import itertools
 import shlex
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from cluster.kuberay import START_OPTIONS
+from cluster.kuberay import option_mistakes
 from glmae_ray.jobs.profiles import PROFILES
 
 Spec = Mapping[str, Any]
@@ -78,10 +77,8 @@ def _start_mistakes(document: Spec, name: str) -> Iterator[str]:
         return
     words = shlex.split(found[0].replace(";", " ; "))
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
-    for option in (word.removeprefix("--") for word in options):
-        if option not in START_OPTIONS:
-            near = difflib.get_close_matches(option, START_OPTIONS, n=1)
-            yield f"ray start has no --{option}{f'; --{near[0]}?' if near else ''}"
+    for option in options:
+        yield from option_mistakes(option.removeprefix("--"))
     exported = dict(
         after.split("=", 1)
         for word, after in itertools.pairwise(words)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# sbatch --export=STORE=/shared/ct.zarr,RUN=/shared/runs/first cluster/slurm.sh [CONFIG.yaml] [key=value ...]
+# sbatch --export=ALL,STORE=/shared/ct.zarr,RUN=/shared/runs/first cluster/slurm.sh [CONFIG.yaml] [key=value ...]
 # A run on the nodes of a SLURM job, one Ray node on each. At the time limit it saves and is queued again, and goes on.
 # Yours: the lines of #SBATCH, and where .venv is (make install). Two such jobs cannot share a node: `ray symmetric-run`
 # ends with `ray stop`.

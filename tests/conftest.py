@@ -45,6 +45,20 @@ def tiny_config(*words: str) -> PretrainConfig:
     return load(PretrainConfig, [*TINY, *words])
 
 
+def start_ray(*, cpus: int = 4) -> str:
+    """Start a Ray in this process, as bare as can be; its address."""
+    import ray
+
+    context = ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    return str(context.address_info["address"])
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real volumes."""

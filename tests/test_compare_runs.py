@@ -36,6 +36,7 @@ from benchmarks._compare_table import as_csv, markdown
 from glmae_ray.errors import StoppedError
 from glmae_ray.paths import publish
 from tests.comparisons import NAMES, TIMES, config, planted, store, values, words
+from tests.conftest import start_ray
 
 __all__ = ["store", "words"]
 
@@ -310,14 +311,7 @@ def start_and_kill(words: list[str], run: Path, *, step: int) -> int:
 def joined_ray(monkeypatch) -> Iterator[None]:
     """One Ray for all parts, which join it."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    context = ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    monkeypatch.setenv("RAY_ADDRESS", context.address_info["address"])
+    monkeypatch.setenv("RAY_ADDRESS", start_ray())
     yield
     ray.shutdown()
 

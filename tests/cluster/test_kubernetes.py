@@ -234,12 +234,17 @@ OF_THE_CLUSTER: dict[str, Change] = {
 }
 
 
+def mistakes_after(change: Change, text: str, kind: str) -> list[str]:
+    """What is found once the spec of the only object of a kind has been changed."""
+    documents = list(yaml.safe_load_all(text))
+    (document,) = [d for d in documents if d["kind"] == kind]
+    change(document["spec"])
+    return list(mistakes(yaml.safe_dump_all(documents)))
+
+
 @pytest.mark.parametrize("line", OF_THE_CLUSTER)
 def test_a_mistake_in_a_cluster_is_found(line, cluster):
-    documents = list(yaml.safe_load_all(cluster))
-    (document,) = [d for d in documents if d["kind"] == "RayCluster"]
-    OF_THE_CLUSTER[line](document["spec"])
-    found = list(mistakes(yaml.safe_dump_all(documents)))
+    found = mistakes_after(OF_THE_CLUSTER[line], cluster, "RayCluster")
     assert any(line in one for one in found), found
     assert len(found) <= 2, found
 
@@ -275,10 +280,7 @@ OF_THE_JOB: dict[str, Change] = {
 
 @pytest.mark.parametrize("line", OF_THE_JOB)
 def test_a_mistake_in_a_job_is_found(line, job):
-    documents = list(yaml.safe_load_all(job))
-    (document,) = [d for d in documents if d["kind"] == "RayJob"]
-    OF_THE_JOB[line](document["spec"])
-    found = list(mistakes(yaml.safe_dump_all(documents)))
+    found = mistakes_after(OF_THE_JOB[line], job, "RayJob")
     assert any(line in one for one in found), found
 
 

@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from glmae_ray.cli import main
+from tests.conftest import start_ray
 from tests.jobs.planted import SECRETS
 from tests.store.object_store import bucket, point_at, proxy, s3_server
 from tests.store.scans import write_people
@@ -24,14 +25,8 @@ def local_ray(s3_server) -> Iterator[str]:
         point_at(s3_server, patch)  # workers keep the environment in which Ray starts
         for name, secret in SECRETS.items():
             patch.setenv(name, secret)
-        context = ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-    yield context.address_info["address"]
+        address = start_ray()
+    yield address
     ray.shutdown()
 
 

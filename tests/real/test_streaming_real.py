@@ -14,6 +14,7 @@ from glmae_ray.config import PretrainConfig
 from glmae_ray.config_loading import load, shipped
 from glmae_ray.pipeline import rank_batches, train_dataset
 from glmae_ray.samples import sample_maker
+from tests.conftest import start_ray
 
 pytestmark = [pytest.mark.real, pytest.mark.ray, pytest.mark.slow]
 
@@ -38,13 +39,7 @@ def test_a_long_stream_takes_no_more_memory_than_a_short_one(real_data: Path, tm
     assert main(["ingest", f"source={real_data / 'headneck_ct'}", f"store={store}"]) == 0
     words = [f"store={store}", "run=none", f"steps={SAMPLES // BATCH}", "resources.workers=1"]
     cfg = load(PretrainConfig, [str(shipped("pretrain/headneck_cpu.yaml")), *words])
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    start_ray(cpus=2)
     try:
         maker = sample_maker(cfg, split="train", kinds=cfg.loss.kinds)
         dataset = train_dataset(maker, cfg=cfg, start=0)
