@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -77,23 +78,39 @@ def test_a_trial_that_fails_ends_no_search_and_again_nothing_is_done_twice(
     assert "seed: 1, but" in capsys.readouterr().err
 
 
-def wait_for(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
-    """Until something is there; an end of the process before that is a failure."""
-    while not reached():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.5)
+@dataclass(frozen=True)
+class Search:
+    """A search in a process, with a Ray of its own: one trial at a time on two CPUs."""
 
+    process: subprocess.Popen[bytes]
+    log: Path  # a pipe that nobody reads would stop it once it is full
 
-def start(command: list[str]) -> subprocess.Popen[str]:
-    """A search with a Ray of its own, of two CPUs: one trial at a time."""
-    environment = {name: text for name, text in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "glmae_ray.cli", *command],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    @classmethod
+    def start(cls, command: list[str], *, log: Path) -> Search:
+        environment = {name: text for name, text in os.environ.items() if name != "RAY_ADDRESS"}
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "glmae_ray.cli", *command],
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        return cls(process, log)
+
+    def wait_for(self, reached: Callable[[], bool]) -> None:
+        """Until something is there; an end of the search before that is a failure."""
+        until = time.monotonic() + 600
+        while not reached():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < until, self.log.read_text()
+            time.sleep(0.2)
+
+    def end(self, number: int) -> str:
+        """Send it a signal, 0 for none; what it said once it has ended."""
+        if number:
+            self.process.send_signal(number)
+        self.process.wait(timeout=600)
+        return self.log.read_text()
 
 
 def last_step(run: Path) -> int:
@@ -105,18 +122,17 @@ def test_a_killed_search_goes_on_without_a_finished_trial_and_from_checkpoints(s
     run = tmp_path / "search"
     asha = ("trials=4", "schedule=asha", "judge_steps=40")
     command = words(store, run, NONE, LR, *asha, steps=400, every=40)
-    search = start(command)
+    search = Search.start(command, log=tmp_path / "log.txt")
     second = run / "trials" / "0001"
     # After a judgement that it passed, or it would be over.
-    wait_for(search, lambda: (run / "trials" / "0000" / "summary.json").exists())
+    search.wait_for(lambda: (run / "trials" / "0000" / "summary.json").exists())
     first = read_trials(run)["0000"]
-    wait_for(search, lambda: last_step(second) > 41 or "0002" in read_trials(run))
-    search.kill()
-    search.communicate()
+    search.wait_for(lambda: last_step(second) > 41 or "0002" in read_trials(run))
+    search.end(signal.SIGKILL)
     before = {name: trial.state for name, trial in read_trials(run).items()}
-    again = start(command)
-    again.communicate()
-    assert again.returncode == 0
+    again = Search.start(command, log=tmp_path / "again.txt")
+    told = again.end(0)
+    assert again.process.returncode == 0, told
     after = read_trials(run)
     assert {trial.state for trial in after.values()} <= {"finished", "stopped"}
     assert len(after) == 4
@@ -130,18 +146,17 @@ def test_a_killed_search_goes_on_without_a_finished_trial_and_from_checkpoints(s
 def test_a_search_that_is_asked_to_stop_saves_its_trial_and_says_how_to_go_on(store, tmp_path):
     run = tmp_path / "search"
     command = words(store, run, NONE, LR, "trials=2", steps=400, every=100)
-    search = start(command)
+    search = Search.start(command, log=tmp_path / "log.txt")
     first = run / "trials" / "0000"
-    wait_for(search, lambda: last_step(first) >= 5)
-    search.send_signal(signal.SIGTERM)
-    told, _ = search.communicate()
-    assert search.returncode == 128 + signal.SIGTERM
+    search.wait_for(lambda: last_step(first) >= 5)
+    told = search.end(signal.SIGTERM)
+    assert search.process.returncode == 128 + signal.SIGTERM
     assert "continue with: glmae tune" in told
     assert [trial.state for trial in read_trials(run).values()] == ["running"]
     saved = [json.loads(p.read_text())["step"] for p in first.glob("checkpoints/*/state.json")]
     assert last_step(first) in saved
-    again = start(command)
-    assert "2 finished" in again.communicate()[0]
+    again = Search.start(command, log=tmp_path / "again.txt")
+    assert "2 finished" in again.end(0)
     assert [sitting["start"] for sitting in read_sittings(first)] == [0, max(saved)]
 
 
