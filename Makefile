@@ -20,9 +20,10 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 demo: install
 	$(BIN)/glmae demo
 
-# Two processes, each with whole files of tests: what starts a Ray waits for half of its time.
+# Two processes, each with whole files of tests: what starts a Ray waits for half of its time. Files
+# stay in their order, or each would start its folder's Ray anew; a thread each, or they wait for cores.
 test: install
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: install
 	$(BIN)/pytest -m slow

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,10 @@ PACKAGES = (
 
 # Ray's own share of what memory is free, kept for objects; the rest is for tasks.
 _OBJECT_STORE_SHARE = 0.3
+_CPU_LIMITS = (  # of a container: microseconds of CPU in a period, and the period; cgroup v2 and v1
+    ("/sys/fs/cgroup/cpu.max",),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+)
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _QUERY = "--query-gpu=index,uuid,name,memory.total"
 _NVIDIA_SMI = ("nvidia-smi", _QUERY, "--format=csv,noheader,nounits")
@@ -53,7 +59,26 @@ class Machine:
 def this_machine() -> Machine:
     """Look at the machine that runs this."""
     # Two CPUs at least, as jobs/ray_session.py starts Ray.
-    return Machine(cpus=max(2, os.cpu_count() or 1), memory=_memory(), gpus=_gpus())
+    return Machine(cpus=max(2, cpus_here()), memory=_memory(), gpus=_gpus())
+
+
+def cpus_here() -> int:
+    """CPUs of the machine that this process may use, by its affinity and the quota of a container.
+
+    A quota that is no whole number of CPUs is rounded up.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min([allowed or 1, *_cpu_quotas()]))
+
+
+def _cpu_quotas() -> Iterator[int]:
+    for names in _CPU_LIMITS:
+        files = [Path(name) for name in names]
+        if all(place.exists() for place in files):
+            words = [word for place in files for word in place.read_text(encoding="ascii").split()]
+            if all(word.isdecimal() for word in words):  # else `max`, or -1: no limit
+                quota, period = (int(word) for word in words)
+                yield math.ceil(quota / period)
 
 
 def _memory() -> int:

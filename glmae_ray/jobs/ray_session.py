@@ -12,6 +12,7 @@ import psutil
 
 from glmae_ray.config import RayConfig
 from glmae_ray.errors import UserError
+from glmae_ray.jobs.machine import cpus_here
 
 _KNOCK_S = 10.0
 _LOOPBACK = "127.0.0.1"
@@ -74,7 +75,7 @@ def _start_here() -> None:
     # The cluster of one process that goes with it: its token concerns nobody.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # Two logical CPUs at least: a trainer and its reader share even a single core.
-    cpus = max(2, os.cpu_count() or 1)
+    cpus = max(2, cpus_here())
     with _on_loopback():
         ray.init(
             address="local",  # not the cluster that somebody else has started on this machine

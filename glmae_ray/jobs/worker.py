@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,6 +12,7 @@ import torch
 from glmae_ray.config_train import TrainConfig
 from glmae_ray.engine import Engine
 from glmae_ray.errors import CommonError
+from glmae_ray.jobs.machine import cpus_here
 from glmae_ray.jobs.sitting import Beside, HeldOut, Sitting
 from glmae_ray.loop import train_steps
 from glmae_ray.pipeline import rank_batches
@@ -91,5 +91,5 @@ def _train(cfg: TrainConfig, parts: Parts, ranks: Ranks) -> None:
 
 
 def _share_cores(workers_here: int) -> None:
-    """Divide the machine's cores among its workers; Ray allows each as many as its CPUs."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers_here))
+    """Divide the cores of this node among its workers; Ray allows each as many as its CPUs."""
+    torch.set_num_threads(max(1, cpus_here() // workers_here))
