@@ -103,19 +103,23 @@ class Scan:
         return replace(self, array=array, spacing=(z, y, x))
 
     @functools.cached_property
-    def hull(self) -> NDArray[np.int64]:
-        """Corners of voxels (P, 3), between which all lies that is no padding.
+    def padding(self) -> NDArray[Any] | None:
+        """What a tool filled in around a scan that it laid on another grid, (C,); None: nothing.
 
-        Padding is what has the value of all eight corners of a scan where these are alike: what a
-        tool fills in around a scan that it lays on another grid.
+        That is the value of all eight corners where these are alike.
         """
-        whole = np.array([*itertools.product(*((0, side) for side in self.shape))])
         first, *others = (
             self.array[:, z, y, x] for z, y, x in itertools.product((0, -1), repeat=3)
         )
-        if any((first != corner).any() for corner in others):
+        return None if any((first != corner).any() for corner in others) else first
+
+    @functools.cached_property
+    def hull(self) -> NDArray[np.int64]:
+        """Corners of voxels (P, 3), between which all lies that is no padding."""
+        whole = np.array([*itertools.product(*((0, side) for side in self.shape))])
+        if self.padding is None:
             return whole
-        padding = first[:, None, None]
+        padding = self.padding[:, None, None]
         ends = [whole[:0]]
         for z, plane in enumerate(np.moveaxis(self.array, 1, 0)):
             held = (plane != padding).any(0)

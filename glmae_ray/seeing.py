@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from glmae_ray.config_base import Size, Spacing
-from glmae_ray.config_finetune import AugmentConfig, CropsConfig
+from glmae_ray.config_finetune import CropsConfig
 from glmae_ray.resizing import axis_taps
 from glmae_ray.scans import Scan, axes_of, tilt_deg
 from glmae_ray.store.index import VolumeIndex
@@ -35,8 +35,9 @@ class Learned:
     Attributes:
         finest_mm: Smallest sides of their voxels along Z, Y, X.
         coarsest_mm: Largest.
-        tilt_deg: Largest angle between an axis of theirs and the patient's, random rotations of
-            the training included.
+        tilt_deg: Largest angle between an axis of theirs and the patient's. Random rotations of
+            crops do not count: they make a network robust, but show it nothing of what lies
+            around a scan that a tool has turned.
     """
 
     finest_mm: Spacing
@@ -44,13 +45,12 @@ class Learned:
     tilt_deg: float
 
     @classmethod
-    def of(cls, index: VolumeIndex, augment: AugmentConfig) -> Learned:
+    def of(cls, index: VolumeIndex) -> Learned:
         """What a network learns from the cases of an index."""
         spacings = index.spacings()
         tilt = max(tilt_deg(axes_of(affine)) for affine in index.affines())
-        turned = augment.rotate_deg if augment.affine_chance else 0.0
         finest, coarsest = spacings.min(0).tolist(), spacings.max(0).tolist()
-        return cls(tuple(finest), tuple(coarsest), round(tilt + turned, 3))
+        return cls(tuple(finest), tuple(coarsest), round(tilt, 3))
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Learned:

@@ -38,10 +38,21 @@ class Straight(NamedTuple):
 
     @classmethod
     def around(cls, scan: Scan, spacing: Spacing) -> Straight:
-        """The grid of a scan, in voxels of a spacing."""
-        points_mm = scan.hull @ _edges_mm(scan).T
-        z, y, x = np.ceil(np.ptp(points_mm, axis=0) / spacing - 1e-6).astype(int).tolist()
-        return cls(points_mm.min(0), spacing, (z, y, x))
+        """The grid of a scan, in voxels of a spacing.
+
+        Voxels next to padding are mixed with it, so the grid ends at their centres, give or take a
+        quarter of its own voxels: no scan of the training had a rim of padding.
+        """
+        edges_mm, steps = _edges_mm(scan), np.array(spacing)
+        points_mm = scan.hull @ edges_mm.T
+        low, high = points_mm.min(0), points_mm.max(0)
+        sides = np.ceil((high - low) / steps - 1e-6)
+        if scan.padding is not None:
+            rims_mm = np.abs(edges_mm).sum(1)
+            sides = np.round((high - low - rims_mm) / steps).clip(1)
+            low = (low + high - sides * steps) / 2
+        z, y, x = sides.astype(int).tolist()
+        return cls(low, spacing, (z, y, x))
 
     def index_of(self, scan: Scan) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Matrix and offset from an index of the scan, whatever its spacing, to that of here."""
@@ -50,21 +61,30 @@ class Straight(NamedTuple):
         return edges_mm / steps[:, None], offset
 
     def lay(self, scan: Scan) -> Scan:
-        """On a grid along the patient's axes, float32 in a network's units; air around it."""
+        """On a grid along the patient's axes, float32 in a network's units; air around it.
+
+        By cubic splines, as linear weights would blur it; within the range that it had.
+        """
         (matrix, offset), shape = self.index_of(scan), self.shape
-        back = np.linalg.inv(matrix)
+        back, last = np.linalg.inv(matrix), np.array(scan.shape)[:, None, None] - 1
+        plane_3YX = np.tensordot(back[:, 1:], np.indices(shape[1:]), 1)
+        plane_3YX -= (back @ offset)[:, None, None]
         array = np.empty((len(scan.array), *shape), np.float32)
         for channel, air, out in zip(scan.window.apply(scan.array), scan.air, array, strict=True):
-            ndimage.affine_transform(
-                channel, back, -back @ offset, shape, out, order=1, cval=float(air)
-            )
+            spline = ndimage.spline_filter(channel, order=3, output=np.float32)
+            for z, plane in enumerate(out):
+                place = plane_3YX + (back[:, 0] * z)[:, None, None]
+                ndimage.map_coordinates(spline, place, plane, mode="mirror", prefilter=False)
+                plane.clip(channel.min(), channel.max(), out=plane)
+                plane[(np.abs(place - last / 2) > last / 2 + 0.5).any(0)] = air
         units = np.tile((0.0, 1.0), (len(array), 1))
         return Scan(array, self.spacing, Window(units, clips=False), scan.air)
 
     def brought_back(self, planes: Iterator[Plane], to: Scan) -> Iterator[Part]:
         """Planes of scores on this grid, interpolated where the voxels of a scan lie.
 
-        Padding outside the grid gets 1 for background, which is output 0, and 0 for all else.
+        Padding outside the grid gets 1 for background, which is output 0, and 0 for all else; a
+        voxel up to a quarter outside has the scores at the edge.
         Between two planes lies a sheet of the scan's voxels, one or a few above each other at each
         (Y, X), because its own Z rises with the patient's. So two planes are all that is held.
         """
@@ -84,7 +104,7 @@ class Straight(NamedTuple):
                 y, x = np.nonzero(begin + step < end)
                 index = np.stack([begin[y, x] + step, y, x])
                 place = matrix @ index + offset[:, None]
-                is_padding = (np.abs(place.T - middle) > middle + 0.5 + 1e-6).any(1)
+                is_padding = (np.abs(place.T - middle) > middle + 0.75 + 1e-6).any(1)
                 place[0] -= number
                 scores_KP = _between(lower_KYX, upper_KYX, place)
                 scores_KP[:, is_padding] = 0

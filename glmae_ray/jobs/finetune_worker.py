@@ -62,7 +62,7 @@ def _leave(
         engine.module,
         names=labelled.classes or labelled.structures,
         modality=list(labelled.modalities),
-        learned=Learned.of(labelled.train, cfg.augment),
+        learned=Learned.of(labelled.train),
         step=step,
         weights=which,
         val=val,

@@ -57,7 +57,7 @@ class HeldOutCases:
         """
         self._cfg, self._engine, self._ranks, self._leave = cfg, engine, ranks, leave
         self._maker = crop_maker(cfg, labelled, split="val")
-        self._learned = Learned.of(labelled.train, cfg.augment)
+        self._learned = Learned.of(labelled.train)
         cases = len(self._maker.index)
         rows = np.linspace(0, cases - 1, min(cases, cfg.validation.samples)).round().astype(int)
         self._rows: list[int] = rows.tolist()[ranks.rank :: ranks.size]
