@@ -245,7 +245,7 @@ def test_a_turned_copy_within_padding_is_shown_as_the_scan_is(step_mm):
     place = (own_mm @ (STRAIGHT.T @ axes).T + (np.array(shape) - 1) / 2).T
     copied = ndimage.map_coordinates(voxels, place, order=3, mode="nearest")
     is_outside = (np.abs(place.T - (np.array(shape) - 1) / 2) > np.array(shape) / 2).any(1)
-    copied[is_outside] = -500
+    copied[is_outside] = -175
     copy = Scan(copied.reshape(1, *sides), (step_mm,) * 3, window(), AIR, axes)
 
     seen = see(copy, CropsConfig(), MM).scan
@@ -253,8 +253,9 @@ def test_a_turned_copy_within_padding_is_shown_as_the_scan_is(step_mm):
     off = np.abs(seen.array[0] - scan.window.apply(scan.array)[0])
     inner = off[2:-2, 2:-2, 2:-2]
     assert np.quantile(inner, 0.95) < 0.06
+    # A rim of padding would be off by 0.5 of the window.
     faces = [np.take(off, end, axis).mean() for axis in range(3) for end in (0, -1)]
-    assert max(faces) < 0.12, faces
+    assert max(faces) < 0.2, faces
 
 
 def test_what_was_learned_from_is_left_as_it_lies():
