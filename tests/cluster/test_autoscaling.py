@@ -80,7 +80,7 @@ def test_a_cluster_grows_from_its_head_for_a_run_and_shrinks_after_it(machine, s
 
     run, log = tmp_path / "run", tmp_path / "log"
     words = [f"store={store}", f"run={run}", *WORDS, f"steps={STEPS}", "engine.micro_batch=1"]
-    words += ["resources.workers=[1,3]", "resources.autoscales=true", "resources.resize_s=5"]
+    words += ["resources.workers=[1,3]", "resources.autoscales=true", "resources.resize_s=60"]
     words += ["resources.cpus_per_worker=2", "pipeline.labels.pool=cpu"]
     words += ["resources.profile=cluster"]
     began = time.monotonic()
