@@ -73,11 +73,10 @@ class Line(NamedTuple):
 def test_kills_and_other_numbers_of_workers_lose_and_repeat_nothing(small_store, tmp_path):
     attempts = [
         Attempt(3, Kill(step=5, rank=1, moment="recorded")),  # the others wait for it, to save
-        Attempt(1, Kill(step=6, rank=0, moment="taken")),
         Attempt(2, Kill(step=7, rank=1, moment="saved")),
         Attempt(2, None),
     ]
-    check_that_every_sample_is_seen_once(attempts, small_store, tmp_path, steps=12)
+    check_that_every_sample_is_seen_once(attempts, small_store, tmp_path, steps=10)
 
 
 @pytest.mark.slow
