@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 _GOLDEN = 0.382  # a place inside a range that is neither an end nor a whole number
+_EXPONENT = re.compile(r"[-+]?\d+e[-+]?\d+", re.IGNORECASE)
 _DIGITS = 12  # of a step on a grid: 0.1 + 0.2 is 0.3
 
 
@@ -129,6 +131,9 @@ def _whole(kind: str, values: Sequence[Any]) -> tuple[int, int]:
 
 
 def _list(kind: str, values: Sequence[Any]) -> tuple[Any, ...]:
+    # YAML reads `1e-4` as a text; among nothing but numbers it is one.
+    if all(isinstance(v, int | float) or _EXPONENT.fullmatch(str(v)) for v in values):
+        values = [float(v) if isinstance(v, str) else v for v in values]
     if not values:
         raise ValueError(f"{kind}: is empty")
     if any(value in values[:place] for place, value in enumerate(values)):

@@ -81,6 +81,12 @@ def test_samples_are_a_function_of_seed_and_number_and_go_through_all_grids():
     assert grid_size(cfg.spaces) == 6
 
 
+@pytest.mark.parametrize("kind", ["choice", "grid"])
+def test_a_number_that_yaml_reads_as_a_text_is_a_number_among_numbers(kind):
+    assert Space.parse({kind: ["1e-7", 0.5, 2]}).values == (1e-7, 0.5, 2)
+    assert Space.parse({kind: ["none", "1e5"]}).values == ("none", "1e5")
+
+
 def test_grids_alone_say_how_many_trials_there_are():
     words = [word for word in BASE if not word.startswith("trials")]
     cfg = load(SearchConfig, [*words, "search.head.feature_size={grid: [4, 8]}"])

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +92,10 @@ def search(
             **storage(cfg.run),
         ),
     )
-    fit_or_stop(tuner.fit, run=cfg.run)
+    with warnings.catch_warnings():
+        # A trial is a run with workers of its own: it leaves no actor that could be used again.
+        warnings.filterwarnings("ignore", message="Consider boosting PBT")
+        fit_or_stop(tuner.fit, run=cfg.run)
 
 
 class Watcher(tune.Callback, tune.Stopper):
