@@ -16,7 +16,7 @@ from tests.cluster.machine import ROOT, Machine, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-STEPS = 300
+STEPS = 1200
 ADDRESS = "127.0.0.1:6379"
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 # `ray up` fills these in, `ray start` does not; its nodes need no setting up.
@@ -80,7 +80,7 @@ def test_a_cluster_grows_from_its_head_for_a_run_and_shrinks_after_it(machine, s
 
     run, log = tmp_path / "run", tmp_path / "log"
     words = [f"store={store}", f"run={run}", *WORDS, f"steps={STEPS}", "engine.micro_batch=1"]
-    words += ["resources.workers=[1,3]", "resources.autoscales=true", "resources.resize_s=60"]
+    words += ["resources.workers=[1,3]", "resources.autoscales=true", "resources.resize_s=30"]
     words += ["resources.cpus_per_worker=2", "pipeline.labels.pool=cpu"]
     words += ["resources.profile=cluster"]
     began = time.monotonic()
@@ -93,8 +93,10 @@ def test_a_cluster_grows_from_its_head_for_a_run_and_shrinks_after_it(machine, s
     ended = time.monotonic()
     wait_until(lambda: nodes(machine) == 1, timeout_s=300)
     print(f"1 -> 5 nodes after {grown_s:.0f} s, back {time.monotonic() - ended:.0f} s after it")
-    print(workers_of(run), rates(run))
+    found = rates(run)
+    print(workers_of(run), found)
     assert workers_of(run)[-1] == 3
+    assert found[3] > found[1]
     assert [r["step"] for r in read_metrics(run) if "loss" in r] == list(range(1, STEPS + 1))
     assert machine.run("ray", "stop").returncode == 0
 
