@@ -51,27 +51,29 @@ def test_a_trial_that_fails_ends_no_search_and_again_nothing_is_done_twice(
     store, local_ray, tmp_path, capsys
 ):
     run = tmp_path / "search"
-    inits = f"search.init={{grid: [{tmp_path / 'nowhere'}, none]}}"
-    command = words(store, run, inits, LR, "trials=2", "retries=0", steps=2, every=1)
+    inits = f"search.init={{grid: [none, {tmp_path / 'nowhere'}]}}"
+    command = words(store, run, inits, LR, "trials=3", "retries=0", steps=2, every=1)
     assert main(command) == 0
     told = capsys.readouterr().out
     states = [trial.state for trial in read_trials(run).values()]
-    assert states == ["failed", "finished"]
-    assert "trial 0000: failed: " in told
+    assert states == ["finished", "failed", "finished"]
+    assert "trial 0001: failed: " in told
     assert "nowhere: has no encoder.safetensors" in told
-    failed, best = read_rows((run / "trials.parquet").read_bytes())
-    assert "nowhere: has no encoder" in failed["reason"]
-    dice = [r["val"]["mean"] for r in read_metrics(Path(best["run"])) if "val" in r]
-    assert (best["dice_last"], best["dice_best"], best["step"]) == (dice[-1], max(dice), 2)
+    rows = read_rows((run / "trials.parquet").read_bytes())
+    for row in (rows[0], rows[2]):
+        dice = [r["val"]["mean"] for r in read_metrics(Path(row["run"])) if "val" in r]
+        assert (row["dice_last"], row["dice_best"], row["step"]) == (dice[-1], max(dice), 2)
+    assert "nowhere: has no encoder" in rows[1]["reason"]
+    best = max((rows[0], rows[2]), key=lambda row: row["dice_last"])
     assert best["is_best"]
     capsys.readouterr()
     assert main(["finetune", str(run / "best.yaml"), "store=s", "run=r", "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["optim"]["lr"] == best["optim.lr"]
-    assert list((run / "tune" / "0001").glob("events.*"))
+    assert list((run / "tune" / "0000").glob("events.*"))
 
     assert main(command) == 0
-    assert len(read_sittings(run / "trials" / "0001")) == 1
-    assert "1 finished" in capsys.readouterr().out
+    assert len(read_sittings(run / "trials" / "0000")) == 1
+    assert "2 finished" in capsys.readouterr().out
     assert main([*command, "seed=1"]) == 2
     assert "seed: 1, but" in capsys.readouterr().err
 
