@@ -71,11 +71,12 @@ class Straight(NamedTuple):
         plane_3YX -= (back @ offset)[:, None, None]
         array = np.empty((len(scan.array), *shape), np.float32)
         for channel, air, out in zip(scan.window.apply(scan.array), scan.air, array, strict=True):
+            lowest, highest = channel.min(), channel.max()
             spline = ndimage.spline_filter(channel, order=3, output=np.float32)
             for z, plane in enumerate(out):
                 place = plane_3YX + (back[:, 0] * z)[:, None, None]
                 ndimage.map_coordinates(spline, place, plane, mode="mirror", prefilter=False)
-                plane.clip(channel.min(), channel.max(), out=plane)
+                plane.clip(lowest, highest, out=plane)
                 plane[(np.abs(place - last / 2) > last / 2 + 0.5).any(0)] = air
         units = np.tile((0.0, 1.0), (len(array), 1))
         return Scan(array, self.spacing, Window(units, clips=False), scan.air)

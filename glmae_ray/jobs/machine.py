@@ -26,7 +26,7 @@ _CPU_LIMITS = (  # of a container: microseconds of CPU in a period, and the peri
     ("/sys/fs/cgroup/cpu.max",),
     ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
 )
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _QUERY = "--query-gpu=index,uuid,name,memory.total"
 _NVIDIA_SMI = ("nvidia-smi", _QUERY, "--format=csv,noheader,nounits")
 _PATIENCE_S = 10.0
@@ -83,7 +83,7 @@ def _cpu_quotas() -> Iterator[int]:
 
 def _memory() -> int:
     """Bytes: of the machine, or of the container where it may use less."""
-    files = [place for place in map(Path, _CGROUP_LIMITS) if place.exists()]
+    files = [place for place in map(Path, _MEMORY_LIMITS) if place.exists()]
     limits = [place.read_text(encoding="ascii").strip() for place in files]
     whole = psutil.virtual_memory().total
     return min([whole, *(int(limit) for limit in limits if limit.isdecimal())])
