@@ -232,6 +232,7 @@ def test_progress_follows_a_run_in_a_bucket_through_an_outage(proxy, impatient, 
         time.sleep(1.0)  # several looks
         proxy.rule = lambda _: None
         write_event(run, note(1), rank=0)
+        shown.wait_for("line 1")  # an object of its own, so nothing says which a look sees first
         log.write(interval(6))
         assert log.close()
     lines = shown.look()
